@@ -3,7 +3,8 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -132,21 +133,29 @@ def explore(
     steps = np.linspace(times.dense_ms, search.least_ms, _FRONT_STEPS + 2)[1:-1].tolist()
     front = search.front(steps)
     proposals = _PROPOSALS if judge.is_small else _PROPOSALS_OF_LARGE
-    total = judge.is_small * len(front) + len(budgets) * (1 + 2 * proposals)
-    with progress.task("choices of widths", total, "networks") as task:
 
-        def measure(widths: tuple[int, ...]) -> float:
-            found = judge.kl(widths)
-            task.advance(note=f"KL {found:.3g}")
-            return found
+    @contextmanager
+    def measuring(networks: int) -> Iterator[Callable[[tuple[int, ...]], float]]:
+        # how often a choice is made again is known only by its times, so each round is work of its own
+        with progress.task("choices of widths", networks, "networks") as task:
 
-        points = tuple(
-            _explored(each, times, measure(each.widths) if judge.is_small else None, judge) for each in front
-        )
-        chosen = tuple(
-            choose_within(each, times, search, judge, lambda ms: search.refine(ms, measure, proposals), check)
-            for each in budgets
-        )
+            def measure(widths: tuple[int, ...]) -> float:
+                found = judge.kl(widths)
+                task.advance(note=f"KL {found:.3g}")
+                return found
+
+            yield measure
+
+    def refine(limit_ms: float) -> list[Widths]:
+        with measuring(1 + 2 * proposals) as measure:
+            return search.refine(limit_ms, measure, proposals)
+
+    if judge.is_small:
+        with measuring(len(front)) as measure:
+            points = tuple(_explored(each, times, measure(each.widths), judge) for each in front)
+    else:
+        points = tuple(_explored(each, times, None, judge) for each in front)
+    chosen = tuple(choose_within(each, times, search, judge, refine, check) for each in budgets)
     result = Exploration(times.dense_ms, search.least_ms, points, chosen)
     if keep:
         write_kept(kept, key, result)
@@ -197,20 +206,24 @@ def choose_within(
 ) -> Chosen:
     """Return the choice for a budget; as far as files of it can be timed, one that keeps it."""
     allowed = budget.within(times.dense_ms)
-    limit = allowed if check is None else max(search.least_ms, _AIM * allowed)
+    limit = searched = allowed if check is None else max(search.least_ms, _AIM * allowed)
     tried, checked = 0, None
     found: list[Widths] = []
     for _ in range(_CHECKS):
-        found = refine(limit) or found
-        tried += len(found)
+        if proposals := refine(limit):
+            found, searched = proposals, limit
+        tried += len(proposals)
         if check is None:
             break
         checked = check(found[0].widths)
         over = checked[0] / budget.ms if budget.ms is not None else checked[1] / (budget.ratio or 1.0)
         if over <= _ENOUGH:
             break
-        limit = max(search.least_ms, min(limit, found[0].predicted_ms) / over * _AIM)
-    best, first = found[0], search.choose(limit) or found[0]
+        reached = min(limit, found[0].predicted_ms)
+        limit = max(search.least_ms, reached / over * _AIM)
+        if limit >= reached:  # nothing is faster: the same file would be timed again
+            break
+    best, first = found[0], search.choose(searched) or found[0]
     blocks = tuple(
         BlockChoice(
             place, each.shape.stage, each.shape.channels, each.shape.hidden, each.width, each.saved_ms, each.loss

@@ -23,7 +23,7 @@ from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.foresight import Given, Outlook
 from convnext_deploy.training.load_foreign import load_foreign
 from convnext_deploy.training.losses import cosine_loss
-from convnext_deploy.training.prediction_files import read_predictions
+from convnext_deploy.training.prediction_files import read_names
 from convnext_deploy.training.predictions import PredictionTable, find_rows
 from convnext_deploy.training.step import Objective
 from convnext_deploy.training.student_loss import Distillation, distillation_loss
@@ -170,7 +170,7 @@ def check_rows(given: Given, images: Data) -> None:
     for teacher in given.teachers:
         if teacher.artifact is not None and teacher.format == "predictions":
             file = teacher.artifact.main_file
-            find_rows(read_predictions(file).names, images, file)
+            find_rows(read_names(file), images, file)
 
 
 def _by_features(teacher: Artifact) -> str:

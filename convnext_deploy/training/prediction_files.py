@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
-from convnext_deploy.errors import BackendUnavailableError, CheckpointError, first_line
+from convnext_deploy.errors import CheckpointError, first_line
+from convnext_deploy.training.parquet_columns import ParquetColumns
 
 Content = Literal["logits", "probabilities", "features"]
 _COLUMNS: dict[str, Content] = {"logits": "logits", "probabilities": "probabilities", "probs": "probabilities"}
@@ -115,8 +116,7 @@ def read_predictions(path: Path) -> PredictionFile:
             none.
     """
     found = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_safetensors(path)
-    if not found.names:
-        raise CheckpointError(f"{path} holds no predictions; expected a vector for each image.")
+    _check_names(found.names, path)
     if not np.isfinite(found.vectors).all():
         row = int(np.flatnonzero(~np.isfinite(found.vectors).all(1))[0])
         raise CheckpointError(f"{path} has a number that is not finite for {found.names[row]!r}.")
@@ -135,29 +135,54 @@ def read_predictions(path: Path) -> PredictionFile:
     return found
 
 
+def read_names(path: Path) -> tuple[str, ...]:
+    """Return the names in a file of predictions without reading its vectors, which may be many gigabytes.
+
+    Raises: DeployError: as `read_predictions`, but for what only the vectors show.
+    """
+    if path.suffix.lower() == ".parquet":
+        table = ParquetColumns(path)
+        names = table.texts(_name_column(table, path))
+    else:
+        with _safetensors(path) as file:
+            told = _list((file.metadata() or {}).get("files"), path, "files")
+            names = tuple(file.keys()) if told is None else told
+    _check_names(names, path)
+    return names
+
+
+def _check_names(names: Sequence[str], path: Path) -> None:
+    if not names:
+        raise CheckpointError(f"{path} holds no predictions; expected a vector for each image.")
+
+
 def _is_image(name: str) -> bool:
     return PurePath(name).suffix.lower() in IMAGE_EXTENSIONS
 
 
-def _read_safetensors(path: Path) -> PredictionFile:
+@contextlib.contextmanager
+def _safetensors(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="numpy") as file:
-            told = file.metadata() or {}
-            class_names = _list(told.get("class_names"), path, "class_names")
-            names = _list(told.get("files"), path, "files")
-            keys = list(file.keys())
-            if names is None:
-                _check_keys(keys, path)
-                vectors = _stack([file.get_tensor(key) for key in keys], keys, path)
-                return PredictionFile(tuple(keys), vectors, _content(told.get("content"), path), class_names)
-            key = next((key for key in keys if key in _COLUMNS), None)
-            if key is None or len(keys) != 1:
-                raise CheckpointError(
-                    f"{path} holds {', '.join(keys[:5])}; expected one tensor called logits or features."
-                )
-            vectors = file.get_tensor(key).astype(np.float32)
+            yield file
     except (SafetensorError, OSError, MemoryError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({first_line(error)}).") from None
+
+
+def _read_safetensors(path: Path) -> PredictionFile:
+    with _safetensors(path) as file:
+        told = file.metadata() or {}
+        class_names = _list(told.get("class_names"), path, "class_names")
+        names = _list(told.get("files"), path, "files")
+        keys = list(file.keys())
+        if names is None:
+            _check_keys(keys, path)
+            vectors = _stack([file.get_tensor(key) for key in keys], keys, path)
+            return PredictionFile(tuple(keys), vectors, _content(told.get("content"), path), class_names)
+        key = next((key for key in keys if key in _COLUMNS), None)
+        if key is None or len(keys) != 1:
+            raise CheckpointError(f"{path} holds {', '.join(keys[:5])}; expected one tensor called logits or features.")
+        vectors = file.get_tensor(key).astype(np.float32)
     if vectors.ndim != 2 or len(vectors) != len(names):
         raise CheckpointError(f"{path} names {len(names)} files, and its {key} have shape {vectors.shape}.")
     return PredictionFile(names, vectors, _content(told.get("content", key), path), class_names)
@@ -179,41 +204,36 @@ def _check_keys(keys: Sequence[str], path: Path) -> None:
 
 
 def _read_parquet(path: Path) -> PredictionFile:
-    try:
-        from pyarrow import ArrowException, parquet, types
-    except ImportError:
-        raise BackendUnavailableError(f"{path} is read by pyarrow: pip install 'convnext_deploy[teachers]'.") from None
-    try:
-        table = parquet.read_table(path)
-    except (ArrowException, OSError) as error:
-        raise CheckpointError(f"{path} is not a readable Parquet file ({first_line(error)}).") from None
-    columns = list(table.column_names)
-    names = next((column for column in _NAME_COLUMNS if column in columns), None)
-    if names is None:
-        raise CheckpointError(
-            f"{path} has columns {', '.join(columns[:_SHOWN])}; expected one of {', '.join(_NAME_COLUMNS)}."
-        )
-    files = tuple(map(str, table[names].to_pylist()))
-    told = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if key in _TOLD}
+    table = ParquetColumns(path)
+    names = _name_column(table, path)
+    files = table.texts(names)
+    told = {key.decode(): value.decode() for key, value in table.metadata.items() if key in _TOLD}
     content = _content(told.get("content"), path)
-    held = _order_columns(columns, content)
+    held = _order_columns(table.names, content)
     if held:
-        vectors = _stack(_rows_of(table[held[0]], held[0], files, path), files, path)
+        vectors = _stack(table.lists(held[0], files), files, path)
         class_names = _list(told.get("class_names"), path, "class_names")
         return PredictionFile(files, vectors, content or _COLUMNS[held[0].lower()], class_names, tuple(held[1:]))
-    others = [column for column in columns if column != names]
-    whole = [types.is_integer(table.schema.field(column).type) for column in others]
+    others = [column for column in table.names if column != names]
+    whole = [table.is_whole(column) for column in others]
     unused = tuple(column for column, is_whole in zip(others, whole, strict=True) if is_whole and not all(whole))
     classes = tuple(column for column in others if column not in unused)
     if not classes:
         raise CheckpointError(
             f"{path} has the column {names} alone; expected one of lists, called logits, or one for each class."
         )
-    try:
-        stacked = np.stack([np.asarray(table[column].to_pylist(), np.float32) for column in classes], axis=1)
-    except (ValueError, TypeError):
-        raise CheckpointError(f"{path} has a column that does not hold numbers.") from None
+    stacked = np.stack([table.numbers(column) for column in classes], axis=1)
     return PredictionFile(files, stacked, content, classes, unused)
+
+
+def _name_column(table: ParquetColumns, path: Path) -> str:
+    """Return the column that names the images. Raises: CheckpointError: if there is none."""
+    found = next((column for column in _NAME_COLUMNS if column in table.names), None)
+    if found is None:
+        raise CheckpointError(
+            f"{path} has columns {', '.join(table.names[:_SHOWN])}; expected one of {', '.join(_NAME_COLUMNS)}."
+        )
+    return found
 
 
 def _order_columns(columns: Sequence[str], told: Content | None) -> list[str]:
@@ -221,31 +241,6 @@ def _order_columns(columns: Sequence[str], told: Content | None) -> list[str]:
     known = [column for column in columns if column.lower() in _COLUMNS]
     order = list(_COLUMNS)
     return sorted(known, key=lambda name: (told not in (None, _COLUMNS[name.lower()]), order.index(name.lower())))
-
-
-def _rows_of(column: Any, name: str, files: Sequence[str], path: Path) -> list[NDArray[np.float32]]:
-    """Return the lists of a column of Parquet. Raises: CheckpointError: if it holds something else, or one is missing."""
-    rows = []
-    for value, file in zip(column.to_pylist(), files, strict=True):
-        if value is None:
-            raise CheckpointError(f"{path} has no vector for {file!r}: its row of {name!r} is empty.")
-        # text is not parsed: a list that is one was written by a program that meant something else
-        if not isinstance(value, list) or any(isinstance(each, str | bytes) for each in value[:1]):
-            raise _no_lists(name, value, file, path)
-        try:
-            rows.append(np.asarray(value, np.float32))
-        except (ValueError, TypeError, OverflowError):
-            raise _no_lists(name, value, file, path) from None
-    return rows
-
-
-def _no_lists(name: str, value: object, file: str, path: Path) -> CheckpointError:
-    shown = repr(value)
-    shown = shown if len(shown) <= 40 else f"{shown[:40]}…"
-    return CheckpointError(
-        f"{path}: its column {name!r} does not hold lists of numbers, but {type(value).__name__} such as {shown} for {file!r}; "
-        "write each row as a list of floats."
-    )
 
 
 def _stack(rows: list[Any], names: Sequence[str], path: Path) -> NDArray[np.float32]:
@@ -256,7 +251,7 @@ def _stack(rows: list[Any], names: Sequence[str], path: Path) -> NDArray[np.floa
             raise CheckpointError(
                 f"{path} has shape {row.shape} for {name!r} and {rows[0].shape} for {names[0]!r}; expected vectors of one length."
             )
-    return np.stack(rows).astype(np.float32)
+    return np.stack(rows).astype(np.float32, copy=False)
 
 
 def _list(text: str | None, path: Path, what: str) -> tuple[str, ...] | None:

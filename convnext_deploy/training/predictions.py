@@ -18,7 +18,7 @@ from convnext_deploy.data.datasets import Data, FolderImages
 from convnext_deploy.data.image_sets import ImageSet, TaughtImages
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import DataError
-from convnext_deploy.training.prediction_files import Content, read_predictions
+from convnext_deploy.training.prediction_files import Content, read_names, read_predictions
 
 _SMALLEST = 1e-30  # a probability of 0 has no logarithm
 
@@ -141,7 +141,7 @@ def check_judged(path: Path, data: Data, trained: ImageSet) -> None:
 
     Raises: DataError: if a validation image has none of its own, or the data are no folder.
     """
-    rows = NamedRows(read_predictions(path).names, path)
+    rows = NamedRows(read_names(path), path)
     judged = set(rows.find_all(_paths_of(data.validation, data, path)[0], "validation").tolist())
     if any(rows.find(image) in judged for image in _paths_of(trained, data, path)[0]):
         raise DataError(f"the names in {path} do not tell validation images from training images")

@@ -33,6 +33,7 @@ from convnext_deploy.reports.recipe_toml import write_recipe
 from convnext_deploy.reports.record import read_report
 from tests.api.test_distill_teachers import write_named
 from tests.cli.conftest import call
+from tests.exporters.recorded_progress import RecordingProgress
 from tests.pipeline.test_open_artifact import write_foreign_onnx
 
 MODEL = TimeModel(0.5, tuple(Curve((32, 128 * (stage + 1)), (0.1, 0.1 + 0.3 * (stage + 1))) for stage in range(4)))
@@ -219,6 +220,30 @@ def test_other_teachers_take_the_place_of_the_dense_network(
         )
     # also when the recipe is run again
     assert [teacher.preprocess.image_size for teacher in open_references(ended.value.recipe).values()] == [32]
+
+
+def test_every_round_of_choices_is_work_of_its_own_length(
+    small_artifacts: dict[str, Artifact], image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first choice is too slow and is made again, which nobody knows before."""
+    timed = iter([(2.8, 0.7), (2.2, 0.55)])
+    monkeypatch.setattr(verb, "check_widths", lambda *_: next(timed))
+    monkeypatch.setattr(verb, "run_stages", stop)
+    progress = RecordingProgress()
+    with pytest.raises(EnoughError):
+        compress(
+            small_artifacts["student"].path,
+            latency_budget="0.6x",
+            target="onnxruntime",
+            out=tmp_path / "out",
+            data=DataOptions(data=image_folder),
+            execution=ExecutionOptions(device="cpu", workers=0, progress=progress),
+        )
+    choices = [task for task in progress.tasks if task.description == "choices of widths"]
+    assert len(choices) == 3
+    assert choices[0].done == choices[0].total
+    for task in choices[1:]:
+        assert 1 < task.done <= task.total
 
 
 @pytest.mark.heavy

@@ -13,7 +13,7 @@ import pytest
 from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.compression.budget import Budget, parse_budget
 from convnext_deploy.compression.explore import choose_within
-from convnext_deploy.compression.search import WidthSearch
+from convnext_deploy.compression.search import Widths, WidthSearch
 from convnext_deploy.compression.time_model import Curve, TimeModel
 from convnext_deploy.compression.times import Times
 from convnext_deploy.errors import RecipeError
@@ -95,6 +95,31 @@ def test_a_choice_whose_file_was_timed_leaves_room_for_a_slower_day(slower: floa
     assert chosen.checked == (timed[-1], timed[-1] / search.dense_ms)
     # a proxy is of no machine that has slower days
     assert choose_within(budget, times, search, judge, refine, None).predicted_ms > 0.96 * chosen.budget_ms
+
+
+@pytest.mark.parametrize(("slower", "limits"), [(1.25, 4), (2.5, 3)])
+def test_a_choice_that_stays_too_slow_is_told_with_what_was_found_at_its_own_limit(slower: float, limits: int) -> None:
+    """Files that miss each prediction are made anew until the last check, or until nothing is faster."""
+    search, asked = WidthSearch(SHAPES, _losses(), TIMES), []
+    times, budget = Times(TIMES, search.dense_ms, "known", is_measured=True), Budget(ratio=0.9)
+
+    def refine(limit_ms: float) -> list[Widths]:
+        asked.append(limit_ms)
+        return search.refine(limit_ms, lambda widths: -sum(widths))
+
+    def check(widths: Sequence[int]) -> tuple[float, float]:
+        # no network keeps the budget: each round takes more than its prediction by the same factor again
+        taken = slower ** len(asked) * TIMES.predict_ms(SHAPES, widths)
+        return taken, taken / search.dense_ms
+
+    judge: Any = SimpleNamespace(kl=lambda widths: -sum(widths), agreement=lambda widths: 0.9)
+    chosen = choose_within(budget, times, search, judge, refine, check)
+    assert len(asked) == limits
+    assert asked == sorted(set(asked), reverse=True)
+    plain = search.choose(asked[-1])
+    assert plain is not None
+    assert chosen.first_kl == -sum(plain.widths)
+    assert chosen.kl <= chosen.first_kl
 
 
 @pytest.mark.parametrize(
