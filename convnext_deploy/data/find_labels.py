@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from convnext_deploy.data.decoding import printable
-from convnext_deploy.data.image_folder import SPLIT_NAMES, list_images
-from convnext_deploy.data.label_table import ROLES
+from convnext_deploy.data.image_folder import list_images
+from convnext_deploy.data.split_words import ROLES, SPLIT_NAMES
 from convnext_deploy.errors import DataError
 
 _NAMES = (

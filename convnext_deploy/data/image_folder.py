@@ -12,15 +12,12 @@ from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.files import Files, Listing, identity, join, pick
 from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.data.split_lists import divide_by_lists
+from convnext_deploy.data.split_words import SPLIT_NAMES, TEST_FOLDER, VALIDATION_FOLDERS
 from convnext_deploy.data.splits import ClassFiles, Split, split_validation
 from convnext_deploy.data.unreadable import Skipping, take_out_unreadable
 from convnext_deploy.data.useless_folder import advise, describe_useless
 from convnext_deploy.errors import DataError
 
-VALIDATION_FOLDERS = ("val", "validation", "valid")
-TEST_FOLDER = "test"  # for validation where there is nothing else
-# Names of splits that are not read, but must not be taken for classes or passed over either.
-SPLIT_NAMES = {"train", "training", *VALIDATION_FOLDERS, TEST_FOLDER, "dev", "eval", "evaluation", "testing"}
 _EXTENSIONS = frozenset(IMAGE_EXTENSIONS)
 _EXPECTED = "Expected train/CLASS/*.jpg and val/CLASS/*.jpg, or CLASS/*.jpg alone"
 

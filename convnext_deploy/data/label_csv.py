@@ -4,24 +4,16 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from convnext_deploy.data.class_names import same_name
-from convnext_deploy.data.label_table import (
-    FILE_COLUMNS,
-    LABEL_COLUMNS,
-    ROLE_COLUMNS,
-    ROLES,
-    LabelTable,
-    label_lists,
-    plain,
-    some,
-)
+from convnext_deploy.data.label_table import FILE_COLUMNS, LABEL_COLUMNS, LabelTable, label_lists, some
 from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
+from convnext_deploy.data.split_words import plain, split_column, tells_split, without_point
 from convnext_deploy.metrics.multi_label import UNKNOWN
 
 _SEPARATORS = {"|": "'|'", ";": "';'", ",": "commas", " ": "spaces"}
@@ -29,7 +21,6 @@ _EXCEL = re.compile(
     r"sep=.?\n", re.IGNORECASE
 )  # its first line where a table is divided by other characters than its own
 _UNNAMED = re.compile(r"(unnamed: \d+)?", re.IGNORECASE)  # as pandas calls a column of row numbers
-_VALIDATION_COLUMNS = ("is_valid", "is_val", "is_validation")
 _YES, _NO, _UNSURE = (
     {"1", "true", "t", "yes", "y"},
     {"0", "false", "f", "no", "n"},
@@ -68,8 +59,10 @@ def parse_table(text: str) -> LabelTable:
         raise ValueError(f"two columns are called '{twice[0]}'")
     columns = {name: [row[place] for row in body] for place, name in enumerate(head)}
     file = next((name for known in FILE_COLUMNS for name in head if plain(name) == known), head[0])
-    names, roles, used = tuple(columns[file]), *_roles(columns, file)
-    rest = {name: cells for name, cells in columns.items() if name not in {file, *used}}
+    names = tuple(columns[file])
+    words, used = split_column({name: cells for name, cells in columns.items() if name != file})
+    roles = words or (None,) * len(names)
+    rest = {name: cells for name, cells in columns.items() if name not in {file, *used} and not tells_split(name)}
     told = next((name for known in LABEL_COLUMNS for name in rest if plain(name) == known), None)
     yes_or_no = [name for name, cells in rest.items() if not _UNNAMED.fullmatch(name) and _is_binary(cells)]
     if told is None and not yes_or_no and len(rest) == 1:
@@ -77,15 +70,16 @@ def parse_table(text: str) -> LabelTable:
     if told is not None:
         lists, how = _lists(rest[told])
         found = replace(label_lists(names, lists), roles=roles, notes=how)
-        unused = [name for name in rest if name != told]
+        labelled = [told]
     elif yes_or_no:
         labels = np.array([[_answer(cell) for cell in rest[name]] for name in yes_or_no], np.int8).T
         found = LabelTable(names, labels, tuple(yes_or_no), roles, listed=False)
-        found = _of_one_question(found) if len(yes_or_no) == 1 else found
-        unused = [name for name in rest if name not in yes_or_no]
+        said = f"each column of 0 and 1 is a label: {', '.join(yes_or_no)[:200]}"
+        found = _of_one_question(found) if len(yes_or_no) == 1 else replace(found, notes=(said,))
+        labelled = yes_or_no
     else:
         raise ValueError(f"none of its columns ({', '.join(head)[:200]}) is called 'labels', or has 0 and 1 alone")
-    if unused:
+    if unused := [name for name in columns if name not in {file, *used, *labelled}]:
         named = [name or "one without a name" for name in unused]
         found = replace(found, notes=(*found.notes, f"columns that are no labels and not used: {some(named)}"))
     return found
@@ -108,30 +102,14 @@ def _of_one_question(table: LabelTable) -> LabelTable:
     )
 
 
-def _roles(columns: Mapping[str, Sequence[str]], file: str) -> tuple[tuple[str | None, ...], list[str]]:
-    """Return the split of each row, and the columns that tell it."""
-    for name, cells in columns.items():
-        if name == file:
-            continue
-        if plain(name) in ROLE_COLUMNS and {cell.lower() for cell in cells} <= ROLES.keys():
-            return tuple(ROLES[cell.lower()] for cell in cells), [name]
-        if plain(name) in _VALIDATION_COLUMNS and _is_binary(cells):
-            return tuple("validation" if _answer(cell) == 1 else "train" for cell in cells), [name]
-    return (None,) * len(columns[file]), []
-
-
 def _is_binary(cells: Iterable[str]) -> bool:
-    values = {_number(cell) for cell in cells}
+    values = {without_point(cell) for cell in cells}
     return values <= _YES | _NO | _UNSURE and bool(values & (_YES | _NO))
 
 
 def _answer(cell: str) -> int:
-    value = _number(cell)
+    value = without_point(cell)
     return 1 if value in _YES else 0 if value in _NO else UNKNOWN
-
-
-def _number(cell: str) -> str:
-    return re.sub(r"\.0*$", "", cell.strip().lower())
 
 
 def _lists(cells: Sequence[str]) -> tuple[list[list[str]], tuple[str, ...]]:

@@ -1,12 +1,14 @@
 """Read a file of labels: CSV or TSV with lists of labels or a column for each, JSON, JSON lines, COCO."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.label_csv import parse_table
 from convnext_deploy.data.label_json import parse_labels
 from convnext_deploy.data.label_table import LabelTable
+from convnext_deploy.data.split_words import roles_of
 from convnext_deploy.documents import parse_json, read_text, reason
 from convnext_deploy.errors import DataError
 from convnext_deploy.metrics.multi_label import UNKNOWN
@@ -31,7 +33,7 @@ def read_labels(path: Path) -> LabelTable:
             found = parse_labels([parse_json(line) for line in text.splitlines() if line.strip()])
         else:
             found = parse_table(text)
-        return _join_rows(found)
+        return _join_rows(replace(found, roles=roles_of(found.roles, found.names, path)))
     except (ValueError, TypeError, KeyError, csv.Error) as error:
         raise DataError(
             f"{printable(path)} does not tell the labels of images ({printable(str(error))}); expected {_EXPECTED}."

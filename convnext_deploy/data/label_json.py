@@ -7,16 +7,8 @@ from typing import Any
 import numpy as np
 
 from convnext_deploy.data.class_names import same_name
-from convnext_deploy.data.label_table import (
-    FILE_COLUMNS,
-    LABEL_COLUMNS,
-    ROLE_COLUMNS,
-    ROLES,
-    LabelTable,
-    label_lists,
-    plain,
-    some,
-)
+from convnext_deploy.data.label_table import FILE_COLUMNS, LABEL_COLUMNS, LabelTable, label_lists, some
+from convnext_deploy.data.split_words import plain, split_column
 
 
 def parse_labels(content: Any) -> LabelTable:
@@ -36,8 +28,10 @@ def parse_labels(content: Any) -> LabelTable:
         if file is None or told is None:
             raise ValueError(f"its records have {some(list(keys.values()))}, not 'file' and 'labels'")
         pairs = [(str(record[file]), record.get(told)) for record in content]
-        split = next((keys[known] for known in ROLE_COLUMNS if known in keys), None)
-        roles = tuple(None if split is None else ROLES.get(str(record.get(split)).lower()) for record in content)
+        others = {
+            str(key): [_cell(record.get(key)) for record in content] for key in keys.values() if key not in (file, told)
+        }
+        roles = split_column(others)[0] or (None,) * len(pairs)
     else:
         raise ValueError("it is neither a table of names nor a list of records")
     lists = []
@@ -54,6 +48,11 @@ def parse_labels(content: Any) -> LabelTable:
         raise ValueError("it is empty")
     table = replace(label_lists([str(name) for name, _ in pairs], lists), roles=roles)
     return replace(table, notes=(*table.notes,))
+
+
+def _cell(value: Any) -> str:
+    """Return a value of JSON as it would stand in a table."""
+    return "" if value is None else str(value)
 
 
 def _of_coco(content: Mapping[str, Any]) -> LabelTable:

@@ -1,6 +1,5 @@
 """Which labels images have, as a table, whatever kind of file told it."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,10 +8,6 @@ from numpy.typing import NDArray
 
 from convnext_deploy.data.class_names import same_name
 
-ROLES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
-    ("val", "valid", "validation", "dev"), "validation"
-)
-"""What a split is called → which it is."""
 FILE_COLUMNS = (
     "filename", "file_name", "file", "filepath", "file_path", "path", "fname", "image", "image_name", "image_path", "image_file",
     "image_id", "imageid", "image_index", "img", "img_name", "img_path", "id", "name",
@@ -21,8 +16,7 @@ LABEL_COLUMNS = (
     "labels", "label", "classes", "class", "class_name", "class_names", "categories", "category", "tags", "tag", "targets",
     "target", "finding_labels", "finding_label", "findings", "labelname", "label_name",
 )  # fmt: skip
-ROLE_COLUMNS = ("split", "subset", "set", "partition", "fold", "dataset")
-"""Names of columns that tell what images are called, their labels and their split; see `plain`."""
+"""Names of columns that tell what images are called, and their labels; see `split_words.plain`, and there those of splits."""
 _NOTHING = {"no finding", "no_finding", "none", "nothing"}  # labels that say that there is none
 
 
@@ -30,8 +24,9 @@ _NOTHING = {"no finding", "no_finding", "none", "nothing"}  # labels that say th
 class LabelTable:
     """Rows: what images are called, and which labels they have, `(N, K)`: 1, 0, or `UNKNOWN` where that is not told.
 
-    `roles`: `train`, `validation` or `test` for each row, None where the file does not say. `notes`: how it was read. `listed`:
-    the labels of an image are a list, so that those of several rows can be joined; otherwise each row answers for every label.
+    `roles`: `train`, `validation` or `test` for each row, until `read_labels` has looked at them in the words of the file; None
+    where it does not say. `notes`: how it was read. `listed`: the labels of an image are a list, so that those of several rows can
+    be joined; otherwise each row answers for every label.
     """
 
     names: tuple[str, ...]
@@ -81,11 +76,6 @@ def join_tables(tables: Sequence[LabelTable]) -> LabelTable:
         tuple(role for table in tables for role in table.roles),
         tuple(dict.fromkeys(note for table in tables for note in table.notes)),
     )
-
-
-def plain(name: str) -> str:
-    """Return the name of a column without regard to case, spaces and dashes."""
-    return re.sub(r"[\s\-]+", "_", name.strip().lower())
 
 
 def some(names: Sequence[str]) -> str:

@@ -13,9 +13,10 @@ from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.find_labels import LabelFile
 from convnext_deploy.data.label_files import read_labels
-from convnext_deploy.data.label_table import ROLES, LabelTable, join_tables
+from convnext_deploy.data.label_table import LabelTable, join_tables
 from convnext_deploy.data.multi_label_split import hold_out_labels
 from convnext_deploy.data.split_lists import divide_by_lists
+from convnext_deploy.data.split_words import role_of_folder
 from convnext_deploy.data.splits import ClassFiles, Split, split_validation
 from convnext_deploy.data.unreadable import Skipping, take_out_unreadable
 from convnext_deploy.errors import DataError
@@ -195,7 +196,7 @@ def _divide(
         names = {path: (path.relative_to(root).as_posix(), path.name) for path in paths}
         divided = divide_by_lists(names, split.file)
         return {side: sorted(divided[side]) for side in _SIDES}, False, (), len(divided["none"])
-    roles = {path: table.roles[row] or _role_of(path.relative_to(root)) for path, row in rows.items()}
+    roles = {path: table.roles[row] or _role_of(path, root) for path, row in rows.items()}
     sides = {side: [path for path in paths if roles[path] == side] for side in _SIDES}
     others = [path for path in paths if roles[path] is None]
     if not sides["validation"] and sides["test"]:
@@ -221,9 +222,9 @@ def _divide(
     return sides, True, (), 0
 
 
-def _role_of(path: Path) -> str | None:
-    first = path.parts[0].lower() if len(path.parts) > 1 else ""
-    return ROLES.get(first.rstrip("0123456789"))
+def _role_of(path: Path, root: Path) -> str | None:
+    first, *inside = path.relative_to(root).parts
+    return role_of_folder(first, root) if inside else None
 
 
 def _collect(paths: Sequence[Path], rows: Mapping[Path, int], table: LabelTable) -> Labelled:

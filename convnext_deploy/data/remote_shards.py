@@ -10,10 +10,10 @@ from pathlib import Path
 
 from convnext_deploy.data.class_names import CLASS_FILES, read_class_names
 from convnext_deploy.data.decoding import map_files, printable
-from convnext_deploy.data.image_folder import SPLIT_NAMES
 from convnext_deploy.data.remote_blocks import blocks_of
 from convnext_deploy.data.remote_files import RemoteFile, describe_file, exists, is_remote, list_folder
 from convnext_deploy.data.shard_scan import SHARDS, Shard, expand_urls
+from convnext_deploy.data.split_words import SPLIT_NAMES
 from convnext_deploy.errors import DataError
 from convnext_deploy.system.cache_folder import user_cache
 from convnext_deploy.system.files import write_bytes

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.data.decoding import printable
-from convnext_deploy.data.image_folder import SPLIT_NAMES, TEST_FOLDER, VALIDATION_FOLDERS, has_images
+from convnext_deploy.data.image_folder import has_images
 from convnext_deploy.data.shard_index import ShardIndex
 from convnext_deploy.data.shard_scan import MDS, SHARDS, TAR
 from convnext_deploy.data.split_lists import divide_by_lists
+from convnext_deploy.data.split_words import SPLIT_NAMES, TEST_FOLDER, VALIDATION_FOLDERS
 from convnext_deploy.data.splits import Split, divide, find_repeated, hold_out
 from convnext_deploy.errors import DataError
 

@@ -8,14 +8,12 @@ from typing import Any, TypeVar
 from convnext_deploy.data.class_names import same_name
 from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.name_files import NameFile
+from convnext_deploy.data.split_words import ROLES
 from convnext_deploy.errors import DataError
 
 Item = TypeVar("Item")
 
 _LARGEST_FILE = 1_000_000_000  # bytes
-_ROLES = {"train": "train", "training": "train", "test": "test"} | dict.fromkeys(
-    ("val", "valid", "validation"), "validation"
-)
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def _roles(content: Any) -> dict[str, tuple[str, ...]]:
         content = {"val": content}
     found: dict[str, tuple[str, ...]] = {}
     for key, names in content.items():
-        role = _ROLES.get(str(key).lower())
+        role = ROLES.get(str(key).lower())
         if role is None or role in found:
             raise ValueError(f"'{key}' is no split, or stands there twice")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
