@@ -14,8 +14,7 @@ from convnext_deploy.system.distributed import launched
 from convnext_deploy.system.standard_error import tell
 
 if TYPE_CHECKING:
-    from convnext_deploy.reports.front_table import choose_to_ship
-from convnext_deploy.reports.record import Report, StageRow
+    from convnext_deploy.reports.record import Report, StageRow
 
 _PROGRAM = "convnext-deploy"
 _STAGES = "stages"
@@ -51,6 +50,8 @@ def conclude_run(report: Report, values: Mapping[str, Any]) -> None:
         report: of the run.
         values: of the command, whose images count for the next one too.
     """
+    from convnext_deploy.reports.front_table import choose_to_ship
+
     folder = run_folder(report)
     if folder is not None:
         tell_where("report", folder / "report.html")
