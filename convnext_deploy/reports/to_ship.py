@@ -34,7 +34,7 @@ class Choice:
 def choose_to_ship(report: Report) -> Choice | None:
     """Return the fastest of what keeps all that was asked for; otherwise what is replaced. None where nothing was timed.
 
-    What fails for being slower than its own float form alone leaves that one: it is the same network, and takes less time.
+    What fails for being slower than its own float baseline alone leaves that one: it is the same network, and takes less time.
     """
     front = report.front
     if front is None:
@@ -69,7 +69,7 @@ def what_to_ship(report: Report) -> str | None:
 
 
 def _float_form(row: StageRow, rows: Mapping[str, StageRow]) -> StageRow | None:
-    """Return the float form of an INT8 artifact that failed for being slower than it, and for nothing else."""
+    """Return the float baseline of an INT8 artifact that failed for being slower than it, and for nothing else."""
     speed = row.speed.against_float
     if row.speed.ship is None or speed is None:
         return None
@@ -77,7 +77,7 @@ def _float_form(row: StageRow, rows: Mapping[str, StageRow]) -> StageRow | None:
     others = {*row.verdict.reasons} - {*judge_speed(speed, row.provenance.gate.min_speedup).reasons}
     if others or found is None or found.verdict.passed is False or found.accuracy is None or row.accuracy is None:
         return None
-    # the gate of the INT8 file is against another artifact than that of its float form, and holds for what takes its place
+    # the gate of the INT8 file is against another artifact than that of its float baseline, and holds for what takes its place
     change, most = row.accuracy.change, row.provenance.gate.max_top1_drop_pp
     lost = 0.0 if change is None else change.drop_pp + 100 * (row.accuracy.value - found.accuracy.value)
     return found if most is None or lost <= most else None

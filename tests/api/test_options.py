@@ -147,6 +147,7 @@ def seen(monkeypatch: pytest.MonkeyPatch, small_data: Data, tmp_path: Path) -> l
         ("api.bundle", "assemble", stop),
         ("api.recommend", "_within_budget", stop),
         ("api.compress", "_explore", lambda *_, **__: (EXPLORED, "known", True)),
+        ("api.compress", "check_early", lambda *_: None),
     ):
         monkeypatch.setattr(importlib.import_module(f"convnext_deploy.{module}"), name, replacement)
     return found

@@ -106,7 +106,7 @@ def test_what_is_slower_than_its_float_form_alone_leaves_that_to_ship_and_every_
     for chosen in (shipped_row(report), best_artifact(report)):
         assert chosen is not None
         assert chosen.name == "onnx-fp32"
-    # nor is the float form taken where it loses more than the INT8 file may
+    # nor is the float baseline taken where it loses more than the INT8 file may
     worse = tuple(
         replace(row, accuracy=replace(row.accuracy, correct=0, top1=0.0))
         if row.name == "onnx-fp32" and row.accuracy is not None
@@ -116,7 +116,7 @@ def test_what_is_slower_than_its_float_form_alone_leaves_that_to_ship_and_every_
     dense = what_to_ship(with_front(replace(small_run.report, rows=worse), DENSE, FAST))
     assert dense is not None
     assert dense.startswith("ship student, ")
-    # of what fails for another reason as well, the float form has not been asked whether it keeps that
+    # of what fails for another reason as well, the float baseline has not been asked whether it keeps that
     late = with_front(
         replace(small_run.report, rows=rows), DENSE, replace(FAST, ratio=0.7, ratio_interval=(0.68, 0.72))
     )
