@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +12,7 @@ from typing import Any
 from convnext_deploy.api.open_inputs import open_artifacts, open_data_for
 from convnext_deploy.api.options import DataOptions, ExecutionOptions, verb
 from convnext_deploy.api.run_stages import create_execution
+from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.bundles.archive import is_archived_bundle, write_archive
 from convnext_deploy.bundles.contents import Contents, collect
 from convnext_deploy.bundles.device import verify
@@ -19,6 +20,8 @@ from convnext_deploy.bundles.files import BatchSizes, assemble
 from convnext_deploy.bundles.fp32_answers import FP32Answers, find_fp32_answers
 from convnext_deploy.bundles.golden import GoldenImages, choose_images
 from convnext_deploy.bundles.reported_accuracy import find_doubts, find_reported
+from convnext_deploy.data.agreement import assumed_classes, assumed_labels, name_classes
+from convnext_deploy.data.datasets import Data
 from convnext_deploy.errors import OutputError, RecipeError
 from convnext_deploy.system.files import create_output_folder, replace_folder, resolve_target
 from convnext_deploy.system.results import Result, plain
@@ -90,10 +93,10 @@ def bundle(
         out = out.with_name(f"{out.name}.zip")
     _check_output(out)
     how = create_execution(execution, data.data)
-    contents = collect(
-        list(zip(map(Path, artifacts), open_artifacts(artifacts, None, data, how.progress), strict=True))
-    )
-    images = open_data_for(contents.first, data, how)
+    opened = open_artifacts(artifacts, None, data, how.progress)
+    images = open_data_for(opened[0], data, how)
+    named = [name_classes(artifact, images) for artifact in opened]
+    contents = collect(list(zip(map(Path, artifacts), named, strict=True)))
     golden = choose_images(contents.first, golden_images, images)
     reported = find_reported(contents)
     fp32 = find_fp32_answers(contents, images, reported)
@@ -119,7 +122,7 @@ def bundle(
         golden.origin,
         size,
         digest,
-        (*find_doubts(reported), *_notes(contents, golden, fp32)),
+        (*find_doubts(reported), *_assumptions(opened[0], images), *_notes(contents, golden, fp32)),
     )
 
 
@@ -162,6 +165,13 @@ def _size(folder: Path) -> int:
     """Return the bytes on the disk: a file with two names counts once."""
     found = [path.stat() for path in folder.rglob("*") if path.is_file()]
     return sum({status.st_ino: status.st_size for status in found}.values())
+
+
+def _assumptions(brought: Artifact, data: Data | None) -> Iterator[str]:
+    """Yield what `classes.txt` and the reading of the outputs rest on where no file tells it, a line each."""
+    for assumed in (assumed_classes, assumed_labels):
+        if data is not None and (text := assumed(brought, data)) is not None:
+            yield text
 
 
 def _notes(contents: Contents, golden: GoldenImages, fp32: FP32Answers | None) -> tuple[str, ...]:

@@ -66,7 +66,11 @@ def check_classes(what: str, artifact: Artifact, data: Data) -> None:
 
 
 def check_labels(what: str, artifact: Artifact, data: Data) -> None:
-    """Check that an artifact answers what the data asks: one class an image, or each label. Raises: DataError: if not."""
+    """Check that an artifact answers what the data asks: one class an image, or each label. Raises: DataError: if not.
+
+    What no file tells of it is assumed as `name_classes` does, whether that was called before or is later.
+    """
+    artifact = name_classes(artifact, data)
     if data.multi_label and not artifact.model.multi_label:
         raise DataError(
             f"{what} was trained to tell one class for an image, and {data.name} has any number of labels for one; train it on "

@@ -33,6 +33,9 @@ _AFTER_LINEAR = {
 }  # fmt: skip
 _MAKES_FEATURES = re.compile(r"Norm|Pool|^Reduce(Mean|Max|L2)|Relu|Elu$|Gelu|Swish|^Tanh$|^Erf$")
 _NAMES_FEATURES = re.compile(r"embed|feat|hidden|pool|latent|descriptor", re.IGNORECASE)
+_NAMES_AUXILIARY = re.compile(
+    r"aux|deep_?sup", re.IGNORECASE
+)  # a head beside the classifier, which helps its training alone
 # the best first; the others tell nothing
 _NAMES_SCORES = (re.compile(r"logit", re.IGNORECASE), re.compile(r"^outputs?$", re.IGNORECASE))
 _MOST_LISTED = 8
@@ -73,7 +76,7 @@ def find_class_output(view: GraphView, asked: str | None = None) -> ClassOutput:
 
     That is the one that was asked for; otherwise the only one that has the shape and type of scores, is not called features, and is
     not made by a norm, pooling or activation after the last linear layer; of several such the one that is called logits, or output;
-    and where there is none, the values and indices of a TopK.
+    and where there is none, the values and indices of a TopK. One that is called auxiliary is never taken unasked.
 
     Raises: ArtifactError: if none can be told to hold them, or what was asked for cannot; without the file's name.
     """
@@ -85,20 +88,23 @@ def find_class_output(view: GraphView, asked: str | None = None) -> ClassOutput:
         if found is None:
             raise ArtifactError(
                 f"gives '{asked}' as {_signature(outputs[asked])}; expected scores as floats, (batch, classes)."
-                + (f" {FEATURES_OF_OTHERS}" if len(shape_of(outputs[asked])) == 4 else "")
+                + _hint(shape_of(outputs[asked]))
             )
         return found
     pairs = {pair.names: pair for value in outputs.values() if (pair := _top_k(value, outputs))}
     paired = {name for names in pairs for name in names}
     scores = [found for name, value in outputs.items() if name not in paired and (found := _scores(value))]
     likely = [found for found in scores if not _is_features(outputs[found.names[0]])]
-    for pattern in _NAMES_SCORES if len(likely) > 1 else ():
+    auxiliary = [found for found in scores if _NAMES_AUXILIARY.search(found.names[0])]
+    likely = [found for found in likely if found not in auxiliary]
+    for pattern in _NAMES_SCORES:
         if named := [found for found in likely if pattern.search(found.names[0])]:
-            likely = named
+            likely, auxiliary = named, []
             break
     if not likely:
-        likely = list(pairs.values())
-    if len(likely) == 1:
+        likely = [pair for pair in pairs.values() if not _NAMES_AUXILIARY.search(pair.names[0])]
+    # the classifier that an auxiliary head helped tells the same classes as that head
+    if len(likely) == 1 and all(head.classes == likely[0].classes for head in auxiliary):
         return likely[0]
     why = "several of which may be the scores of the classes; "
     if not likely:
@@ -107,6 +113,15 @@ def find_class_output(view: GraphView, asked: str | None = None) -> ClassOutput:
             f". {FEATURES_OF_OTHERS} If one is scores, " if extracts else "; "
         )
     raise ArtifactError(f"gives {list_outputs(view)}, {why}say which with --output-name.")
+
+
+def _hint(shape: Shape) -> str:
+    """Return what to do about an output with the shape of a map, as a sentence; nothing for other shapes."""
+    if len(shape) != 4:
+        return ""
+    if shape[2:] == (1, 1):  # of a classifier that is a convolution, or of a pooling
+        return " If these are scores, export the network with a Flatten behind them. " + FEATURES_OF_OTHERS
+    return f" {FEATURES_OF_OTHERS}"
 
 
 def list_outputs(view: GraphView) -> str:

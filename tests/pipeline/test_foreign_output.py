@@ -57,6 +57,13 @@ def softmax(values: NDArray[np.float32]) -> NDArray[np.float32]:
         # two linear layers, one of them called what it is
         (f"{LOGITS} a = MatMul (f, w)", ["float[n,3] a", "float[n,3] logits"], "logits"),
         (f"{LOGITS} output = MatMul (f, w) aux = MatMul (f, w)", ["float[n,3] aux", "float[n,3] output"], "output"),
+        # the head that helps a training is called logits too, and is not what the network answers
+        (
+            f"{LOGITS.replace('logits', 'aux_logits')} output = MatMul (f, w)",
+            ["float[n,3] output", "float[n,3] aux_logits"],
+            "output",
+        ),
+        (f"{LOGITS.replace('logits', 'aux_logits')} y = MatMul (f, w)", ["float[n,3] aux_logits", "float[n,3] y"], "y"),
         (f"{LOGITS} pooled_output = MatMul (f, w)", ["float[n,3] pooled_output", "float[n,3] logits"], "logits"),
     ],
 )
@@ -85,6 +92,13 @@ def test_scores_are_found_by_name_and_by_what_made_them(
         ("p = GlobalAveragePool (images) y = Flatten (p)", ["float[n,3] y"], r"made by GlobalAveragePool, none of"),
         (f"{LOGITS} embedding = MatMul (f, w)", ["float[n,3] embedding"], "none of which is known to be scores"),
         ("features = Relu (images)", [f"float[n,3,{SIDE},{SIDE}] features"], r"'features' FP32 \(n, 3, 16, 16\)"),
+        (LOGITS.replace("logits", "aux_logits"), ["float[n,3] aux_logits"], "none of which is known to be scores"),
+        # what is left beside an auxiliary head is not of its classes
+        (
+            f"{LOGITS.replace('logits', 'aux_logits')} boxes = MatMul (f, v)",
+            ["float[n,3] aux_logits", "float[n,4] boxes"],
+            "several of which may be the scores",
+        ),
         # the best values alone say nothing of whose they are
         (f"{LOGITS.replace('logits', 'scores')} {TOP_2}", ["float[n,2] values"], r"'values' FP32 \(n, 2\), none of"),
     ],
@@ -92,7 +106,7 @@ def test_scores_are_found_by_name_and_by_what_made_them(
 def test_what_cannot_be_told_is_refused_with_a_list_of_the_outputs(
     tmp_path: Path, body: str, outputs: list[str], text: str
 ) -> None:
-    path = write_graph(tmp_path / "a.onnx", body, *outputs, **ONES, **K)
+    path = write_graph(tmp_path / "a.onnx", body, *outputs, **ONES, **K, v=np.ones((3, 4), np.float32))
     with pytest.raises(ArtifactError, match=rf"a\.onnx gives {text}|a\.onnx gives .*{text}") as caught:
         open_input(path)
     assert "\n" not in str(caught.value)
@@ -107,6 +121,13 @@ def test_output_name_settles_it(tmp_path: Path) -> None:
     assert np.allclose(logits_of(path, "openvino", output_name="b"), -means(images()), atol=1e-4)
     with pytest.raises(ArtifactError, match=r"gives no output 'c', only 'a' FP32 \(n, 3\), 'b' FP32 \(n, 3\)\."):
         open_input(path, asked=PreprocessSettings(output_name="c"))
+
+
+def test_scores_with_the_shape_of_a_map_are_not_called_features(tmp_path: Path) -> None:
+    body = "p = GlobalAveragePool (images) y = Conv (p, c)"
+    path = write_graph(tmp_path / "a.onnx", body, "float[n,3,1,1] y", c=WEIGHT[:, :, None, None])
+    with pytest.raises(ArtifactError, match=r"If these are scores, export the network with a Flatten behind them\."):
+        open_input(path, asked=PreprocessSettings(output_name="y"))
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["logits", "probabilities"])

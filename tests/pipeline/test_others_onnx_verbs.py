@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +56,24 @@ def test_file_of_another_tool_is_validated_timed_and_bundled(kind: str, short_ti
         "theirs-fp16.onnx" if kind == "float16" else "theirs-fp32.onnx"
     ]
     assert api.verify_bundle(made.path, require=("onnx",)).passed
+
+
+def test_file_of_another_tool_answers_labels_where_images_have_several(short_timing: None, tmp_path: Path) -> None:
+    path = write_graph(tmp_path / "theirs.onnx", POOL)
+    folder = coloured_folder(tmp_path / "photos")
+    files = sorted((folder / "val").rglob("*.png"))
+    rows = [f"{file.relative_to(folder)},{file.parent.name}{' rot' * (file.stem == '0')},val" for file in files]
+    rows += [
+        f"{file.relative_to(folder)},{file.parent.name},train" for file in sorted((folder / "train").rglob("*.png"))
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(["filename,labels,split", *rows]))
+    images = DataOptions(folder, labels=tmp_path / "labels.csv")
+
+    report = api.validate(path, data=images, execution=HERE)
+    assert accuracy_of(report.rows[0]).metric == "mAP"
+    assert any("each output of the network is taken for a label" in text for text in report.assumptions)
+
+    made = api.bundle(path, tmp_path / "bundle", golden_images=5, data=images)
+    record = json.loads((made.path / "bundle.json").read_text())
+    assert [model.get("multi_label") for model in record["models"]] == [True]
+    assert {*report.assumptions} <= {*made.notes}  # the bundle rests on them too
