@@ -11,6 +11,7 @@ from convnext_deploy.data.class_names import (
     NATURAL,
     ORDER_WORDS,
     SORTED,
+    are_numbers,
     are_wordnet_ids,
     in_order,
     match_names,
@@ -211,7 +212,9 @@ def assumed_classes(artifact: Artifact, data: Data) -> str | None:
             "taken to be numbered in their order, as ImageNet's are"
         )
     if data.numbered:
-        return "the classes are matched by number, because the file of the network does not name them"
+        lowest = data.class_names[0]
+        shifted = f", so that output 0 is '{lowest}'" if are_numbers(data.class_names) and int(lowest) else ""
+        return f"the classes are matched by number, because the file of the network does not name them{shifted}"
     order = artifact.class_order or SORTED
     text = f"no file names the network's classes: they are taken to be the folders in {ORDER_WORDS[order]}"
     other = SORTED if order == NATURAL else NATURAL

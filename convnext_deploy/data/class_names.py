@@ -64,6 +64,11 @@ def are_wordnet_ids(names: Sequence[str]) -> bool:
     return all(_WORDNET.fullmatch(name) for name in names)
 
 
+def are_numbers(names: Sequence[str]) -> bool:
+    """Whether all names are whole numbers, such as `0`, `1`, …, which tell their order by themselves."""
+    return all(name.isascii() and name.isdecimal() and len(name) < 19 for name in names)
+
+
 def read_class_names(path: Path) -> tuple[str, ...]:
     """Read the names of classes in the order of their numbers.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from convnext_deploy.data.both_sides import count_unread, find_repeated_images
 from convnext_deploy.data.both_sides import name_images as name_images
-from convnext_deploy.data.class_names import describe_mismatch, match_names
+from convnext_deploy.data.class_names import are_numbers, describe_mismatch, match_names
 from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.digits import read_digits
@@ -44,8 +44,9 @@ class Data:
 
     `name` is what the user gave; `ignored_files` are not images by their names; `unreadable` are images that were left out, for
     these `reasons`; `split` is how the validation set was chosen, None when it came with the data. `numbered`: the data itself
-    gives the classes their numbers, as shards do and folders do not; `named`: it gives them names, too. `test`: images scored
-    once, at the end. `division`: where the images of each split come from, and what is on both sides. `contents`: of the files.
+    gives the classes their numbers, as shards do, files whose labels are numbers, and folders do not; `named`: it gives them
+    names, too. `test`: images scored once, at the end. `division`: where the images of each split come from, and what is on both
+    sides. `contents`: of the files.
     `labels_from`: the files that tell the labels, where folders do not; `remarks`: how they were read, a line each.
     `unlabelled`: images that only teachers speak of, for the stages that ask for them.
     """
@@ -247,7 +248,7 @@ def _open_labelled(
     sides = (FolderImages(as_files(side.paths), side.labels) for side in (found.train, found.validation, found.test))
     train, validation, test = sides
     own = Data(str(root), train, validation, found.classes, contents=contents, test=test if len(test) else None)
-    own = replace(own, labels_from=found.files, remarks=found.notes)
+    own = replace(own, labels_from=found.files, remarks=found.notes, numbered=are_numbers(found.classes))
     return _finish(own, found, split)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from convnext_deploy.data.class_names import same_name
+from convnext_deploy.data.class_names import are_numbers, same_name
 
 FILE_COLUMNS = (
     "filename", "file_name", "file", "filepath", "file_path", "path", "fname", "image", "image_name", "image_path", "image_file",
@@ -17,6 +17,7 @@ LABEL_COLUMNS = (
     "target", "finding_labels", "finding_label", "findings", "labelname", "label_name",
 )  # fmt: skip
 """Names of columns that tell what images are called, and their labels; see `split_words.plain`, and there those of splits."""
+_ANSWERS = {"0", "1", "0.", "1.", "0.0", "1.0", "-1", "true", "false"}  # of which vectors are made, one for each class
 _NOTHING = {"no finding", "no_finding", "none", "nothing"}  # labels that say that there is none
 
 
@@ -48,7 +49,11 @@ class LabelTable:
 
 
 def label_lists(names: Sequence[str], lists: Sequence[Sequence[str]]) -> LabelTable:
-    """Return the table of images and lists of their labels; one such as 'No Finding', if always alone, says that there is none."""
+    """Return the table of images and lists of their labels; one such as 'No Finding', if always alone, says that there is none.
+
+    Raises: ValueError: if the lists are vectors, an answer for each class.
+    """
+    _refuse_vectors(lists)
     lists = [[same_name(label) for label in labels] for labels in lists]
     classes = sorted({label for labels in lists for label in labels})
     says_none = [name for name in classes if name.lower() in _NOTHING]
@@ -65,9 +70,24 @@ def label_lists(names: Sequence[str], lists: Sequence[Sequence[str]]) -> LabelTa
     return LabelTable(tuple(names), found, tuple(classes), (None,) * len(names), notes)
 
 
+def _refuse_vectors(lists: Sequence[Sequence[str]]) -> None:
+    """Raises: ValueError: if all lists are of one length and of 0 and 1, which would be read as two labels by these names."""
+    lengths = {len(labels) for labels in lists if labels}
+    if len(lengths) == 1 and max(lengths) > 1 and {label.lower() for labels in lists for label in labels} <= _ANSWERS:
+        raise ValueError(
+            f"the labels of each image are {max(lengths)} times 0 or 1, an answer for each class and no list of labels; write the "
+            "names or numbers of those that an image has, or a column of 0 and 1 for each"
+        )
+
+
 def join_tables(tables: Sequence[LabelTable]) -> LabelTable:
-    """Put the rows of several files below each other, over all their classes; a file that lacks a class says that none has it."""
+    """Put the rows of several files below each other, over all their classes; a file that lacks a class says that none has it.
+
+    Classes that are numbers come in their order, as those of shards do: a network that names none has its outputs in it.
+    """
     classes = tuple(dict.fromkeys(name for table in tables for name in table.classes))
+    if are_numbers(classes):
+        classes = tuple(sorted(classes, key=int))
     labels = np.zeros((sum(len(table.names) for table in tables), len(classes)), np.int8)
     row = 0
     for table in tables:

@@ -82,7 +82,7 @@ def read_labelled_folder(
             f"{printable(root)} has no images; expected those that {printable(files[0][0])} names below it."
         )
     tables = [_with_role(read_labels(path), role) for path, role in files]
-    rows, absent = _match(root, images, files, tables)
+    rows, absent, left_out_folders = _match(root, images, files, tables)
     table = join_tables(tables)
     where = " and ".join(printable(path) for path, _ in files)
     notes = [f"labels of {len(rows):,} images from {where}", *table.notes]
@@ -97,6 +97,12 @@ def read_labelled_folder(
     if unnamed:
         first = printable(unnamed[0].relative_to(root))
         notes.append(f"{len(unnamed):,} images have no row there and are not used (first: {first})")
+    if left_out_folders:
+        name, found = next(iter(left_out_folders.items()))
+        notes.append(
+            f"{len(left_out_folders):,} rows name folders that are not there, which are left out (first: "
+            f"{printable(name)} is taken for {printable(found.relative_to(root))}): make sure that they are of these images"
+        )
     unknown = int((table.labels == UNKNOWN).sum())
     if unknown:
         share = unknown / table.labels.size
@@ -107,6 +113,12 @@ def read_labelled_folder(
     sides, held_out, places, left_out = _divide(root, known, table, split, contents)
     parts = {side: _collect(sides.get(side, []), known, table) for side in _SIDES}
     _check_sides(parts, table, where)
+    if not table.one_each and (
+        never := [table.classes[k] for k in np.flatnonzero(~(parts["train"].labels == 1).any(axis=0))]
+    ):
+        notes.append(
+            f"no training image has {some(never)}: that is not learned, and counts in mAP where validation images have it"
+        )
     return LabelledContents(
         parts["train"],
         parts["validation"],
@@ -127,23 +139,29 @@ def _with_role(table: LabelTable, role: str | None) -> LabelTable:
 
 def _match(
     root: Path, images: Sequence[Path], files: Sequence[LabelFile], tables: Sequence[LabelTable]
-) -> tuple[dict[Path, int], list[str]]:
-    """Return the row of each image in the joined table, and the names of images that are not there.
+) -> tuple[dict[Path, int], list[str], dict[str, Path]]:
+    """Return the row of each image in the joined table, the names of images that are not there, and the images of names of which
+    folders had to be left out that are not those above the data.
 
     Raises: DataError: if a name is that of several images, or none is there.
     """
     index = _Names(root, images)
     rows: dict[Path, int] = {}
     absent: list[str] = []
+    shortened: dict[str, Path] = {}
+    above = root.resolve().parts
     several: list[str] = []
     start = 0
     for (file, _), table in zip(files, tables, strict=True):
         folder = file.parent.relative_to(root) if file.is_relative_to(root) else Path()
         for number, name in enumerate(table.names):
-            found = index.find(name, folder)
+            found, before = index.find(name, folder)
             if found is None:
                 absent.append(name)
-            elif rows.setdefault(found, start + number) != start + number:
+                continue
+            if before != above[len(above) - len(before) :]:
+                shortened[name] = found
+            if rows.setdefault(found, start + number) != start + number:
                 several.append(name)
         start += len(table.names)
     if several:
@@ -156,7 +174,7 @@ def _match(
             f"none of the {len(absent):,} images that {printable(files[0][0])} names is below {printable(root)} "
             f"(first: {printable(absent[0])}); names are paths from there, or ends of such paths."
         )
-    return rows, absent
+    return rows, absent, shortened
 
 
 class _Names:
@@ -171,22 +189,22 @@ class _Names:
                 for start in range(len(parts)):
                     self._places.setdefault("/".join(parts[start:]), []).append(path)
 
-    def find(self, name: str, folder: Path) -> Path | None:
-        """Return the image of a name, which may begin with folders above the data; None: it is not there.
+    def find(self, name: str, folder: Path) -> tuple[Path | None, tuple[str, ...]]:
+        """Return the image of a name, None if it is not there, and the folders at its beginning that were left out to find it.
 
         Raises: DataError: if there are several.
         """
         plain = same_name(name.replace("\\", "/")).removeprefix("./").strip("/")
         parts = plain.split("/")
-        near = [] if folder == Path() else [f"{folder.as_posix()}/{plain}"]
-        for candidate in (*near, *("/".join(parts[start:]) for start in range(len(parts)))):
+        near = [] if folder == Path() else [(f"{folder.as_posix()}/{plain}", 0)]
+        for candidate, start in (*near, *(("/".join(parts[start:]), start) for start in range(len(parts)))):
             found = self._places.get(candidate, [])
             if len(found) > 1:
                 shown = " and ".join(printable(path) for path in found[:2])
                 raise DataError(f"the labels name '{printable(name)}', which may be {shown}; give more of its path.")
             if found:
-                return found[0]
-        return None
+                return found[0], tuple(part for part in parts[:start] if part != "..")
+        return None, ()
 
 
 def _divide(

@@ -56,7 +56,10 @@ def remarks_on_labels(accuracy: Accuracy, names: Sequence[str] | None) -> Iterat
             f"other {len(found.classes) - len(missing):,} labels"
         )
     if whole := [each.label for each in found.classes if each.ap is not None and each.auc is None]:
-        yield f"every validation image has {_named(whole, names)}: no AUC is defined"
+        yield (
+            f"every validation image has {_named(whole, names)}: no AUC is defined, and an average precision of 100 %, whatever is "
+            "answered, counts in mAP"
+        )
     worse = [each for each in found.classes if each.drop_interval_pp is not None and each.drop_interval_pp[0] > 0]
     if worse:
         worse.sort(key=lambda each: -(each.drop_pp or 0.0))

@@ -84,6 +84,12 @@ def test_a_label_that_no_image_has_is_left_out_of_the_mean_and_said() -> None:
     assert remark == (
         "no validation image has 'dog': the average precision is undefined, and mAP is the mean over the other 2 labels"
     )
+    labels[:, 1] = 1
+    (remark,) = remarks_on_labels(label_accuracy(answers_of(labels, scores), "torch", "cpu"), ("cat", "dog", "owl"))
+    assert remark == (
+        "every validation image has 'dog': no AUC is defined, and an average precision of 100 %, whatever is "
+        "answered, counts in mAP"
+    )
     labels[:] = 0
     with pytest.raises(DataError, match="mAP is not defined: no image has a label"):
         label_accuracy(answers_of(labels, scores), "torch", "cpu")

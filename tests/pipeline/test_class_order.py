@@ -66,6 +66,20 @@ def test_folders_are_numbered_as_the_library_that_wrote_the_file_does(numbered: 
     assert not report.rows[0].warnings
 
 
+def test_numbers_in_a_file_of_labels_are_those_of_the_outputs(numbered: Path, tmp_path: Path) -> None:
+    """As in shards, whatever the library of the network: in the order of their characters, 10 would come before 2."""
+    labels = tmp_path / "labels.csv"
+    names = sorted(path.relative_to(numbered).as_posix() for path in numbered.rglob("*.png"))
+    labels.write_text("\n".join(["filename,label", *(f"{name},{name.split('/')[1]}" for name in names)]))
+    path = save_colours(tmp_path / "other.pth", "facebook")
+    data = DataOptions(numbered, image_size=32, crop_pct=1.0, labels=labels)
+    report = api.validate(path, data=data, execution=HERE)
+    assert top1(report) == 1.0
+    assert report.assumptions == (
+        "the classes are matched by number, because the file of the network does not name them, so that output 0 is '1'",
+    )
+
+
 def test_numbers_that_are_wrong_are_found_in_the_answers(numbered: Path, tmp_path: Path) -> None:
     dialect: Dialect = "facebook"  # with names of weights of a library that sorts folders by their characters
     path = save_colours(tmp_path / "other.pth", dialect)
