@@ -96,7 +96,8 @@ def validate(
         ledger = open_ledger("validate", images, folder, seed=how.seed, command=command, assumptions=assumptions)
         for name, entry in opened.items():
             measured = measure_artifact(entry, images, how, name, batch_size)
-            ledger.record(name, entry, measured, gate if name == "artifact" else None, baseline=next(iter(opened)))
+            own_gate = gate if name == "artifact" else None
+            ledger.record(name, entry, measured, own_gate, baseline=next(iter(opened)), is_kept=False)
         score_test(ledger, lambda name, entry, test: measure_artifact(entry, test, how, f"{name}, test", batch_size))
         ledger.change(complete=True, source_preprocess=data.preprocess)
     return announce(ledger.report)

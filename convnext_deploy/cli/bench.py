@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from convnext_deploy.api.uses import USES
 from convnext_deploy.cli import completions as candidates
 from convnext_deploy.cli.console import write
 from convnext_deploy.cli.next_steps import tell_following
@@ -84,18 +85,18 @@ def command(as_json: bool, **values: Any) -> None:
         write(found.to_json())
     else:
         _print(found)
-        _conclude(found)
+        _conclude(found, values)
     if any(timing.failed for timing in found.timings):
         raise click.exceptions.Exit(EXIT_ERROR)
 
 
-def _conclude(found: Benchmark) -> None:
-    """Say what follows for the fastest."""
+def _conclude(found: Benchmark, values: Mapping[str, Any]) -> None:
+    """Say what follows for the fastest, with the input that it was timed with."""
     measured = [(time, timing) for timing in found.timings if (time := timing.median("p50_ms")) is not None]
     if measured:
         _, fastest = min(measured, key=lambda pair: pair[0] / pair[1].candidate.batch_size)
         artifact = fastest.candidate.artifact
-        tell_following([artifact.place], artifact.format, artifact.precision, {})
+        tell_following([artifact.place], artifact.format, artifact.precision, values, fields=USES["bench"]["data"])
 
 
 def _print(found: Benchmark) -> None:

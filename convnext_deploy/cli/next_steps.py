@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from convnext_deploy.api.uses import USES
 from convnext_deploy.cli.options import flag_of, is_quiet
-from convnext_deploy.config.image_size import size_option
+from convnext_deploy.config.choices import CHANGE_LIMITS
+from convnext_deploy.config.preprocess import option_text
 from convnext_deploy.system.distributed import launched
 from convnext_deploy.system.standard_error import tell
 
@@ -147,7 +148,9 @@ def tell_following(
     if form == "torch" and precision == "fp32" and values.get("data") is not None:
         tell_next("quantize", *artifacts, *carried("quantize", values, fields), *out("int8"))
     elif form == "torch":
-        tell_next("export", *artifacts, *carried("export", values, fields), *out("onnx"))
+        # what was judged against its FP32 ancestor is judged so again, and what passed must not fail for another limit
+        gate = () if precision == "fp32" else carried("export", values, tuple(CHANGE_LIMITS), "evaluation")
+        tell_next("export", *artifacts, *carried("export", values, fields), *gate, *out("onnx"))
     elif form in ("onnx", "tensorrt"):
         folder = out("bundle") or ["--out", f"{Path(artifacts[0]).stem}-bundle"]
         tell_next("bundle", *artifacts, *carried("bundle", values, fields), *folder)
@@ -155,14 +158,14 @@ def tell_following(
         tell_next("bench", *artifacts)
 
 
-def carried(verb: str, values: Mapping[str, Any], fields: Sequence[str] = _IMAGES) -> Iterator[str]:
-    """Yield the options of the images that were given and that the next verb takes as well, as they are typed."""
-    for name in USES[verb].get("data", ()):
+def carried(
+    verb: str, values: Mapping[str, Any], fields: Sequence[str] = _IMAGES, record: str = "data"
+) -> Iterator[str]:
+    """Yield those options of a record, as they are typed, that were given, are among `fields`, and that the next verb takes too."""
+    for name in USES[verb].get(record, ()):
         value = values.get(name)
         if name not in fields or value is None:
             continue
         yield flag_of(name)
-        if name == "image_size":
-            yield size_option(value)
-        elif value is not True:
-            yield ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
+        if value is not True:
+            yield option_text(name, value)

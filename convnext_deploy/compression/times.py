@@ -72,7 +72,7 @@ def times_for(
         threads = "as many threads as it likes" if found.threads is None else f"{found.threads} threads"
         origin = f"measured on {len(found.widths)} networks with {found.runner}, {threads}, on {found.machine}"
         if found.loaded is not None:
-            origin += f"; {unreliable(found.loaded)}"
+            origin += f"; {unreliable(found.loaded)}, and not kept for other runs"
         return Times(found.fit(shapes), found.times_ms[0], origin, is_measured=True)
     estimated = estimate_times(form.spec, form.preprocess.image_size)
     dense = [shape.hidden for shape in shapes]

@@ -7,7 +7,16 @@ from typing import Any, get_args
 
 from convnext_deploy.config.checks import check_size, require, require_choice
 from convnext_deploy.config.choices import CropMode, InputRange, Interpolation
-from convnext_deploy.config.image_size import ImageSize
+from convnext_deploy.config.image_size import ImageSize, size_option
+
+
+def option_text(name: str, value: Any) -> str:
+    """Return the value of an option as it is typed, with all digits that count: other ones would give another score."""
+    if name == "image_size":
+        return size_option(value)
+    if isinstance(value, list | tuple):
+        return ",".join(f"{number:.12g}" for number in value)
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)

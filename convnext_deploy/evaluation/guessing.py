@@ -12,7 +12,7 @@ from convnext_deploy.evaluation.references import Reference, find_reference
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.metrics.intervals import wilson_interval
 
-_NEAR = 0.1  # of the way from guessing to 100 %, below which a network is as good as guessing
+_NEAR = 0.1  # of the way from guessing to 100 %, below which a network is little better than guessing
 _CHECK = "check what it was trained with"
 _FAR_PP = 3.0  # further below a known figure than other releases, another crop or chance bring
 
@@ -33,11 +33,11 @@ def doubt_score(score: Score, artifact: Artifact, data: Data | None) -> str | No
 
 
 def find_guessing(score: Score, num_classes: int, class_names: Sequence[str] | None = None) -> str | None:
-    """Say in what way a score is no better than guessing; None if it is better.
+    """Say in what way a score is no better than guessing, or too little to mean that anything works; None if it is better.
 
     Guessing is right for one image in `num_classes`, and always naming the most frequent class as often as that class has images.
-    A score is as good as guessing below twice that share, or a tenth of the way from there to 100 % (whichever is lower), and
-    where the 95 % interval of its top-1 (Wilson 1927) reaches down to it.
+    A score is chance level where the 95 % interval of its top-1 (Wilson 1927) reaches down to that share, and little better below
+    twice that share, or a tenth of the way from there to 100 % (whichever is lower).
 
     Args:
         score: of one image or more.
@@ -55,13 +55,16 @@ def find_guessing(score: Score, num_classes: int, class_names: Sequence[str] | N
 
     if len(set(score.predictions)) == 1 and share < 1:
         return f"{measured}: it answers {name(score.predictions[0])} to every image"
-    by_chance = f"guessing gives {100 * guessed:.3g} % with {num_classes:,} class{'' if num_classes == 1 else 'es'}"
+    gives = f"gives {100 * guessed:.3g} % with {num_classes:,} class{'' if num_classes == 1 else 'es'}"
+    by_chance, is_near = f"guessing {gives}", top1 < min(2 * guessed, guessed + _NEAR * (1 - guessed))
     if high < guessed:
         return f"{measured} is worse than guessing: {by_chance}"
-    if top1 < min(2 * guessed, guessed + _NEAR * (1 - guessed)):
+    if low <= guessed and is_near:
         return f"{measured} is chance level: {by_chance}"
     if low <= guessed:
         return f"{measured} cannot be told from chance level (95 % interval from {100 * low:.1f} %): {by_chance}"
+    if is_near:
+        return f"{measured} is little better than guessing, which {gives}"
     if top1 <= share:
         return f"{measured} is no better than always answering {name(most)}, which gives {100 * share:.2f} %"
     return None

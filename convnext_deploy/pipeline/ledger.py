@@ -61,6 +61,7 @@ class Ledger:
         stage: StageEntry | None = None,
         baseline: str | None = None,
         for_comparison: bool = False,
+        is_kept: bool = True,
     ) -> None:
         """Enter an artifact and what was measured on it.
 
@@ -72,6 +73,7 @@ class Ledger:
             stage: which made it; None: the user brought it.
             baseline: name of what its drop is measured against; None: found from the stage, see `baselines`.
             for_comparison: no stage of the recipe made it.
+            is_kept: whether what was measured is, for the next time.
 
         Raises: ArtifactError: if it is not evaluated as its baseline is.
         """
@@ -91,7 +93,8 @@ class Ledger:
                 check_comparable(name, artifact, baseline, self.artifacts[baseline])
                 similarity = compare_features(measured.vectors, self.vectors[baseline])
                 measured = dataclasses.replace(measured, similarity=similarity)
-        role = Role(name, BASELINE if name == BASELINE else SOURCE, self.baselines[name], gate or Gate())
+        kind = BASELINE if name == BASELINE else SOURCE
+        role = Role(name, kind, self.baselines[name], gate or Gate(), is_kept=is_kept)
         if stage is not None:
             against = stage.gate.against or self.baselines[name]
             role = Role(name, stage.config.kind, against, stage.gate, stage.inputs, for_comparison)

@@ -2,12 +2,12 @@
 
 import os.path
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from convnext_deploy.artifacts.preprocessing import ASKED
 from convnext_deploy.config.choices import CHANGE_LIMITS
-from convnext_deploy.config.preprocess import PreprocessSettings
+from convnext_deploy.config.preprocess import PreprocessSettings, option_text
 from convnext_deploy.config.recipe import BASELINE, SOURCE
 from convnext_deploy.data.datasets import BUILT_IN
 from convnext_deploy.reports.record import Report, StageRow
@@ -68,14 +68,14 @@ def _go_there(report: Report) -> Iterator[str]:
 
 def _validate(report: Report, row: StageRow, baseline: StageRow | None) -> str:
     words = [_PROGRAM, "validate", row.identity.artifact]
-    brought = row.identity.kind in (SOURCE, BASELINE)
     gate = row.provenance.gate
     if baseline is not None:
         words += ["--baseline", baseline.identity.artifact]
-        brought = brought or baseline.identity.kind in (SOURCE, BASELINE)
     words += data_words(report, None)
-    if brought:  # what was made here tells itself how its images are made ready
-        words += _flags(report.source_preprocess)
+    # what was made here tells itself how its images are made ready
+    brought = [each for each in (baseline, row) if each is not None and each.identity.kind in (SOURCE, BASELINE)]
+    if brought:
+        words += _flags(_asked_of(report, brought))
     limits = [(flag, getattr(gate, name)) for name, flag in CHANGE_LIMITS.items()]
     asked = [word for flag, limit in limits if limit is not None for word in (flag, f"{limit:g}")]
     if baseline is not None and asked:
@@ -83,8 +83,16 @@ def _validate(report: Report, row: StageRow, baseline: StageRow | None) -> str:
     return shlex.join(words)
 
 
+def _asked_of(report: Report, brought: list[StageRow]) -> PreprocessSettings:
+    """Return what was asked of what the user brought: in this run, or in the one that made the source of its FP32 ancestor."""
+    asked = {}
+    for row in brought:
+        if (own := row.provenance.preprocess) is not None:
+            asked |= {name: getattr(own, name) for name, origin in own.origins.items() if origin == ASKED}
+    return PreprocessSettings(**{**asked, **report.source_preprocess.asked()})
+
+
 def _flags(said: PreprocessSettings) -> Iterator[str]:
-    asked: Mapping[str, Any] = said.asked()
-    for name, value in asked.items():
+    for name, value in said.asked().items():
         yield f"--{name.replace('_', '-')}"
-        yield ",".join(f"{number:g}" for number in value) if isinstance(value, list | tuple) else str(value)
+        yield option_text(name, value)

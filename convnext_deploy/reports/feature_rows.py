@@ -10,10 +10,11 @@ from convnext_deploy.models.zoo.cost import describe_features
 from convnext_deploy.system.load import unreliable
 
 
-def describe_load(latency: Latency) -> Iterator[str]:
-    """Say that the machine did other work while an artifact was timed."""
+def describe_load(latency: Latency, *, is_kept: bool) -> Iterator[str]:
+    """Say that the machine did other work while an artifact was timed; `is_kept`: whether a run keeps its time."""
     if latency.loaded is not None:
-        yield f"{unreliable(latency.loaded)}; time it again on a free machine, in a run with --measure-again"
+        how = "in a run with --measure-again" if is_kept else "by validating it again"
+        yield f"{unreliable(latency.loaded)}; time it again on a free machine, {how}"
 
 
 def feature_quality(artifact: Artifact, measured: Measurement) -> FeatureQuality:

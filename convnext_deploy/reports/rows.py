@@ -40,7 +40,8 @@ class Role:
 
     `name` and `kind` are those of the stage that made it, or `source` or `baseline`. Its drop is measured against `baseline`, which
     is its own name for a baseline itself, and must keep within `gate`. `inputs`: names of the artifacts that it was made from, by
-    role. `for_comparison`: a float baseline that no stage of the recipe made.
+    role. `for_comparison`: a float baseline that no stage of the recipe made. `is_kept`: whether what was measured is, until
+    --measure-again; `validate` measures each time.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Role:
     gate: Gate = field(default_factory=Gate)
     inputs: Mapping[str, str] = field(default_factory=dict)
     for_comparison: bool = False
+    is_kept: bool = True
 
 
 def create_row(
@@ -101,9 +103,8 @@ def create_row(
         )
     if measured.latency is None:
         return row
-    row = dataclasses.replace(
-        row, speed=MeasuredSpeed(measured.latency), notes=(*row.notes, *describe_load(measured.latency))
-    )
+    loaded = describe_load(measured.latency, is_kept=role.is_kept)
+    row = dataclasses.replace(row, speed=MeasuredSpeed(measured.latency), notes=(*row.notes, *loaded))
     assert measured.score is not None  # as of all that was run
     if measured.score.answers is not None:
         return _complete_labels(row, role, artifact, measured, scores, data, earlier)

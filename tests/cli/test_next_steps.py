@@ -11,9 +11,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.cli.next_steps import conclude_run, tell_following
+from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.pipeline.run import RunResult
 from tests.cli.conftest import FailedRun, Outcome, call
 
@@ -58,6 +60,37 @@ def test_options_of_the_images_are_carried_on(capsys: pytest.CaptureFixture[str]
     tell_following(["a.pth"], "torch", "fp32", values, fields=[*values])
     expected = "next: convnext-deploy quantize a.pth --data d --image-size 64x96 --mean 0.5,0.25\n"
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    ("precision", "values", "expected"),
+    [
+        ("int8", {"data": "d", "max_top1_drop_pp": 1.0, "max_class_drop_pp": 2.5}, "--max-drop 1 --max-class-drop 2.5"),
+        ("int8", {"data": "d", "max_ece_increase_pp": 3.0, "max_top1_drop_pp": None}, "--max-ece-increase 3"),
+        ("int8", {"data": "d"}, ""),
+        ("fp32", {"max_top1_drop_pp": 1.0}, ""),  # that was said of another comparison
+    ],
+)
+def test_what_passed_a_gate_is_exported_with_that_gate(
+    precision: str, values: dict[str, object], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell_following(["q"], "torch", precision, values)
+    words = [
+        "next: convnext-deploy export q",
+        *(["--data d"] if "data" in values else []),
+        *([expected] if expected else []),
+    ]
+    assert capsys.readouterr().err == " ".join(words) + "\n"
+
+
+def test_bench_carries_the_input_that_it_timed(
+    small_artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    short = ("--rounds", "1", "--seconds", "0.02", "--device", "cpu")
+    torch.save(load_network(small_artifacts["student"]).state_dict(), "best.pth")
+    outcome = call("bench", "best.pth", "--image-size", "48x32", *short)
+    assert next_of(outcome) == ["export", "best.pth", "--image-size", "48x32"]
 
 
 def test_run_of_every_kind_of_stage_ends_with_its_page_and_a_bundle(

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from convnext_deploy.api.bench import bench
+from convnext_deploy.api.options import DataOptions, ExecutionOptions
+from convnext_deploy.api.validate import validate
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.evaluation.latency import Latency, measure_latency
 from convnext_deploy.evaluation.timing import interleaved, speedup
@@ -162,6 +164,14 @@ def test_row_of_the_report_says_it(small_run: Any, small_artifacts: dict[str, Ar
     row = create_row(Role("x", "train", None), small_artifacts["student"], measured, {"x": measured.score})
     report = dataclasses.replace(small_run.report, rows=(row,))
     assert remarks(report)[0] == f"x: {SAID}; time it again on a free machine, in a run with --measure-again"
+
+
+def test_validate_says_that_it_measures_anew_each_time(
+    crowded: None, short_timing: None, small_artifacts: dict[str, Artifact], image_folder: Path
+) -> None:
+    here = ExecutionOptions(workers=0, device="cpu", progress="off")
+    report = validate(small_artifacts["student"].path, data=DataOptions(image_folder), execution=here)
+    assert f"artifact: {SAID}; time it again on a free machine, by validating it again" in remarks(report)
 
 
 @pytest.mark.parametrize(

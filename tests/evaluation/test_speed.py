@@ -62,8 +62,8 @@ def test_failed_verdict_says_what_was_measured_which_layers_and_what_to_ship() -
     assert verdict.reasons == (
         "0.50× as fast as student-float-openvino [95 %: 0.40 to 0.60] on openvino and openvino-bf16, single images: 11.00 ms, "
         "float 5.50 ms, and INT8 must not be slower",
-        "layers responsible: stages.0.0.pwconv1 9.310 ms, float 0.620 ms (78 % of a call more); stages.0.0.pwconv2 2.000 ms, "
-        "float 1.000 ms (9 % of a call more, 1.500 ms of it conversions)",
+        "layers responsible: stages.0.0.pwconv1 9.310 ms, float 0.620 ms (more by 78 % of all kernels under the profiler); "
+        "stages.0.0.pwconv2 2.000 ms, float 1.000 ms (more by 9 % of all kernels under the profiler, 1.500 ms of it conversions)",
         "ship student-float-openvino instead: out/float",
     )
     assert judge_speed(speed_of(0.997, 0.9, 1.1), None).reasons[0].startswith("0.9970× as fast")

@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from convnext_deploy.api.export import export
 from convnext_deploy.api.options import DataOptions, ExecutionOptions
+from convnext_deploy.api.quantize import quantize
 from convnext_deploy.api.validate import validate
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.cli import main
 from convnext_deploy.config.preprocess import PreprocessSettings
+from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.reports.commands import again_commands, data_words, recipe_command
 from convnext_deploy.reports.model_card import render_model_card
 from convnext_deploy.reports.recipe_toml import write_recipe
@@ -90,6 +93,28 @@ def test_artifact_in_the_folder_where_one_stands_is_found_again(
     report = validate(".", data=DataOptions(image_folder), execution=ExecutionOptions(workers=0))
     monkeypatch.chdir(tmp_path)
     run_as_printed(list(again_commands(report)), monkeypatch)
+
+
+def test_commands_of_an_export_say_what_was_asked_of_the_ancestor_of_its_source(
+    tmp_path: Path,
+    image_folder: Path,
+    short_timing: None,
+    small_artifacts: dict[str, Artifact],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(load_network(small_artifacts["student"]).state_dict(), "best.pth")  # which tells none of it
+    asked = DataOptions(image_folder, image_size=(32, 48), crop_pct=0.9, mean=(0.48145466, 0.4, 0.3), std=0.25)
+    here = ExecutionOptions(workers=0)
+    quantize("best.pth", calibration_method="minmax", calibration_images=8, out="int8", data=asked, execution=here)
+    report = export("int8/stages/ptq", out="graph", data=DataOptions(image_folder), execution=here).report
+    go, *lines = again_commands(report)
+    ready = "--image-size 32x48 --crop-pct 0.9 --mean 0.48145466,0.4,0.3 --std 0.25,0.25,0.25"
+    assert all(f" {ready} " in f"{line} " for line in lines)
+    printed = [f"{line} --workers 0 --out again{n}" for n, line in enumerate(lines)]
+    run_as_printed([go, *printed], monkeypatch)
+    again = [read_report(tmp_path / f"again{n}") for n in range(len(lines))]
+    assert [figures(found)[-1] for found in again] == figures(report)
 
 
 def test_commands_say_how_the_source_is_made_ready_and_what_was_asked_for() -> None:

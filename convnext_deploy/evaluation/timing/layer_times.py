@@ -41,7 +41,8 @@ class LayerTime:
 class LayerExcess:
     """A layer and how long it takes in a call, in milliseconds, beside the same layer of another artifact.
 
-    `share`: of the whole call that it takes longer by. `conversions_ms`: of `ms`, what changes types or layouts only.
+    `share`: of the time of all kernels that it takes longer by; under a profiler these take longer than a call does without one.
+    `conversions_ms`: of `ms`, what changes types or layouts only.
     """
 
     layer: str

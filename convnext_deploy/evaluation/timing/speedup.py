@@ -220,7 +220,8 @@ def describe_layers(speed: Speed) -> str:
         return f"no layer is slower than in float; the longest: {longest}"
     named = []
     for layer in speed.layers:
-        text = f"{layer.layer} {layer.ms:.3f} ms, float {layer.reference_ms:.3f} ms ({100 * layer.share:.0f} % of a call more"
+        more = f"more by {100 * layer.share:.0f} % of all kernels under the profiler"
+        text = f"{layer.layer} {layer.ms:.3f} ms, float {layer.reference_ms:.3f} ms ({more}"
         if layer.conversions_ms >= layer.ms / 4:
             text += f", {layer.conversions_ms:.3f} ms of it conversions"
         named.append(f"{text})")

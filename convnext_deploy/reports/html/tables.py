@@ -108,7 +108,7 @@ def label_table(found: MultiLabel, names: Sequence[str]) -> Table:
 
 def speed_table(speed: Speed) -> Table:
     """Return the layers that are to be named of an INT8 artifact, beside those of its float baseline."""
-    titles = ("layer", "ms", "float ms", "conversions ms", "of a call more, %")
+    titles = ("layer", "ms", "float ms", "conversions ms", "more, % of all kernels under the profiler")
     rows = [
         (
             layer.layer,
