@@ -45,14 +45,6 @@ def encoded_file(path: Path) -> Encoded:
     return Encoded(path, lambda: _open_file(path))
 
 
-def read_image(path: Path) -> Image.Image:
-    """Decode an image file to upright 8-bit grey or RGB, as `to_8_bit` does.
-
-    Raises: DataError: naming the file, if it cannot be read.
-    """
-    return decode_image(encoded_file(path))
-
-
 def decode_image(encoded: Encoded) -> Image.Image:
     """Decode an image as `to_8_bit` does. Raises: DataError: with its name, if it cannot be read."""
     with opened(encoded) as image:

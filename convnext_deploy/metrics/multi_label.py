@@ -76,15 +76,6 @@ def average_precision(labels: NDArray[np.int8], scores: Scores) -> float | None:
     return None if np.isnan(found[0]) else float(found[0])
 
 
-def area_under_roc(labels: NDArray[np.int8], scores: Scores) -> float | None:
-    """Return the chance that an image with the label has a larger score than one without, equal ones counting half.
-
-    None where all images, or none, have it. Arguments as `average_precision`.
-    """
-    found = _Ranking(labels, scores).figures(np.ones((1, len(labels)), np.float32))[1]
-    return None if np.isnan(found[0]) else float(found[0])
-
-
 def mean_average_precision(labels: Labels, scores: Scores) -> float | None:
     """Return the mean of the average precisions of the classes that have one, of `(N, K)` labels and scores; None: none has."""
     found = [average_precision(labels[:, k], scores[:, k]) for k in range(labels.shape[1])]

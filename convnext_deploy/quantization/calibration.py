@@ -14,7 +14,6 @@ from convnext_deploy.quantization.scheme import TensorScheme
 from convnext_deploy.quantization.seen import SiteObserver, observe
 
 AUTO = "auto"
-CALIBRATION_METHODS = (AUTO, *RANGE_METHODS)
 _LEAST_OF_CHANNEL = 2**-8  # of the largest channel's scale
 
 
@@ -28,7 +27,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], method: str = AUTO, p
     Args:
         model: prepared; in evaluation mode.
         batches: normalized images `(N, C, H, W)` on the model's device.
-        method: in `CALIBRATION_METHODS`.
+        method: `auto`, or one of `RANGE_METHODS`.
         percentile: of `percentile`, and of that candidate of `auto`; in (50, 100].
 
     Raises: DeployError: if there is no image, or a site sees values that are not finite.

@@ -16,9 +16,6 @@ _BINS = 4096  # on each side of zero: 8 to 16 for each step of a grid of 256 tha
 _SMALLEST_EXPONENT = -100  # of the histogram's limit, so that bins per unit still fit float32
 _SAMPLED_VALUES, _SAMPLED_OF_ITEM = 1 << 17, 1 << 14  # of a batch and of each image in it; counting 2^17 takes 0.4 ms
 _VALUES_IN_CACHE = 1 << 18  # 1 MiB: a second pass over as many finds them there, which saves a third of the time
-_WEIGHT_STEPS = (
-    1 << 16
-)  # for each 1 that a counted value may stand for: sums of such are exact up to 2^37, in any order
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _MOMENTUM = 0.2  # over eight batches the first (0.8^7 = 0.21) counts like the last; PyTorch's 0.01 would leave it 0.93
 _UNSEEN = 1e-4  # of a value, where the quantized distribution has none, as in ONNX Runtime's smooth_distribution

@@ -159,16 +159,6 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, QuantizedLayer]]:
             yield name, module
 
 
-def activation_quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
-    """Return the quantizers of all inputs and outputs, under the words that messages use: `input of 'stages.0.0.pwconv1'`."""
-    found: dict[str, FakeQuantize] = {}
-    for name, layer in quantized_layers(model):
-        found[f"input of '{name}'"] = layer.input_quantizer
-        if layer.output_quantizer is not None:
-            found[f"output of '{name}'"] = layer.output_quantizer
-    return found
-
-
 _NUMPY_TYPES: Mapping[str, Any] = {"int8": np.int8, "uint8": np.uint8, "float8_e4m3fn": ml_dtypes.float8_e4m3fn}
 Floats = Mapping[str, Collection[tuple[nn.Module, nn.Module]]]
 """Layer name → modules of a prepared model, each with the float one whose parameters it has where the layer is in float."""

@@ -85,7 +85,7 @@ def _validate(report: Report, row: StageRow, baseline: StageRow | None) -> str:
 
 def _asked_of(report: Report, brought: list[StageRow]) -> PreprocessSettings:
     """Return what was asked of what the user brought: in this run, or in the one that made the source of its FP32 ancestor."""
-    asked = {}
+    asked: dict[str, Any] = {}
     for row in brought:
         if (own := row.provenance.preprocess) is not None:
             asked |= {name: getattr(own, name) for name, origin in own.origins.items() if origin == ASKED}

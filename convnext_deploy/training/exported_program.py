@@ -27,7 +27,6 @@ from convnext_deploy.models.checkpoints.file_checks import check_torchscript
 from convnext_deploy.training.foreign_network import ForeignNetwork
 from convnext_deploy.training.program_graph import ProgramShape, read_shape
 
-SUFFIX = ".pt2"
 _LARGEST_GRAPH = 200_000_000  # bytes of JSON; a vision transformer of a billion parameters has about 5 million
 _OPERATOR = re.compile(
     r"torch\.ops\.(aten|prims|torchvision|higher_order)\.(?!_*__)\w+(\.(?!__)\w+)?"

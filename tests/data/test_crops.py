@@ -11,13 +11,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from convnext_deploy.data import decoding
 from convnext_deploy.data.crops import load_crop, reduction
 from convnext_deploy.data.datasets import ArrayImages, FolderImages
 from convnext_deploy.data.pixels import to_channels
 from convnext_deploy.data.transforms import crop_image
 from convnext_deploy.errors import DataError
 from tests.data.test_orientation import stored_as
+from tests.images import read_image
 
 MEAN_DISTANCE, LARGEST_DISTANCE = 3, 16
 """Levels of 255 by which a pixel may differ on average and at most; a shift by half a pixel of the result costs 16 and 60."""
@@ -43,7 +43,7 @@ def compare(path: Path, box: tuple[float, ...], size: Any, *, channels: int = 3,
         return drawn, flip
 
     found = load_crop(FolderImages((path,), np.zeros(1, np.int64)), 0, channels, draw, size).astype(int)
-    full = to_channels(decoding.read_image(path), channels)
+    full = to_channels(read_image(path), channels)
     assert seen == [(full.height, full.width)]  # so that the random numbers are those of the full image
     distance = np.abs(found - crop_image(full, drawn, flip, size))
     assert distance.mean() <= MEAN_DISTANCE

@@ -16,10 +16,11 @@ from PIL import Image
 
 from convnext_deploy.data import damage
 from convnext_deploy.data.datasets import Data, FolderImages, open_data
-from convnext_deploy.data.decoding import find_damage, read_image
+from convnext_deploy.data.decoding import find_damage
 from convnext_deploy.data.pixels import quiet
 from convnext_deploy.errors import DataError
 from tests.conftest import write_image_folder
+from tests.images import read_image
 from tests.shards import make_shards
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from torchvision.io import ImageReadMode, decode_image
 
-from convnext_deploy.data.decoding import read_image
 from convnext_deploy.data.pixels import quiet
 from convnext_deploy.errors import DataError
+from tests.images import read_image
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision")
 

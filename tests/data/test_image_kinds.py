@@ -9,10 +9,10 @@ import pytest
 from PIL import Image, features
 
 from convnext_deploy.data.datasets import open_data
-from convnext_deploy.data.decoding import read_image
 from convnext_deploy.data.image_folder import list_images
 from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.errors import DataError
+from tests.images import read_image
 
 CONTENTS = {".pgm": "L", ".pbm": "1"}
 

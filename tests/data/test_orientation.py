@@ -12,8 +12,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torchvision.io import ImageReadMode, decode_image
 
-from convnext_deploy.data.decoding import read_image
 from convnext_deploy.data.pixels import as_array, to_channels
+from tests.images import read_image
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision")
 

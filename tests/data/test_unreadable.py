@@ -13,9 +13,9 @@ from PIL import Image
 
 from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.datasets import FolderImages, open_data
-from convnext_deploy.data.decoding import read_image
 from convnext_deploy.errors import DataError
 from tests.conftest import write_image_folder
+from tests.images import read_image
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
 

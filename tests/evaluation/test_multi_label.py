@@ -17,7 +17,6 @@ from convnext_deploy.evaluation.limits import check_gate
 from convnext_deploy.evaluation.score import Score
 from convnext_deploy.metrics.multi_label import (
     UNKNOWN,
-    area_under_roc,
     average_precision,
     effective_number,
     mean_average_precision,
@@ -52,7 +51,7 @@ def test_figures_of_a_class_are_those_of_scikit_learn_with_equal_scores_too(imag
         return
     assert average_precision(labels, scores) == pytest.approx(average_precision_score(labels, scores))
     expected = None if labels.all() else pytest.approx(roc_auc_score(labels, scores))
-    assert area_under_roc(labels, scores) == expected
+    assert measure_multi_label(labels[:, None], scores[:, None]).auc == expected
 
 
 def test_average_precision_by_hand() -> None:

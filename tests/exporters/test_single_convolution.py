@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from convnext_deploy.exporters.onnx.qdq import insert_qdq
 from convnext_deploy.exporters.onnx.trace import export_float
 from convnext_deploy.quantization.calibration import calibrate
-from convnext_deploy.quantization.prepare import activation_quantizers, prepare, quantizers_disabled, read_sites
+from convnext_deploy.quantization.prepare import prepare, quantizers_disabled, read_sites
 from convnext_deploy.quantization.scheme import SCHEMES, QuantizationScheme
 from tests.exporters.test_targets import run
+from tests.quantization.quantizers import activation_quantizers
 from tests.shared import slow_except
 
 pytestmark = pytest.mark.heavy

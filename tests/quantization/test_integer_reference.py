@@ -20,9 +20,10 @@ from convnext_deploy.exporters.onnx.export import export_network
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.quantization.calibration import calibrate
 from convnext_deploy.quantization.fake_quantize import FakeQuantize, quantize
-from convnext_deploy.quantization.prepare import QuantizedSite, activation_quantizers, prepare, read_sites
+from convnext_deploy.quantization.prepare import QuantizedSite, prepare, read_sites
 from convnext_deploy.quantization.scheme import SCHEMES, resolve_scheme
 from tests.quantization.integer_reference import IntegerNetwork, even_places, from_codes, to_codes
+from tests.quantization.quantizers import activation_quantizers
 from tests.shared import slow_except
 from tests.trained import SIDE, trained_network, wave_images
 

@@ -15,8 +15,9 @@ from convnext_deploy.errors import DeployError, RecipeError
 from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.convnext import ConvNeXt
 from convnext_deploy.models.variants import build_model
-from convnext_deploy.quantization.calibration import CALIBRATION_METHODS, calibrate
+from convnext_deploy.quantization.calibration import AUTO, calibrate
 from convnext_deploy.quantization.fake_quantize import FakeQuantize
+from convnext_deploy.quantization.observers import RANGE_METHODS
 from convnext_deploy.quantization.prepare import (
     QuantizedConv2d,
     QuantizedLinear,
@@ -219,7 +220,7 @@ def test_calibrate_refuses_when_there_is_no_batch() -> None:
         calibrate(prepare(small_network(), SCHEME), [], "minmax")
 
 
-@pytest.mark.parametrize("method", CALIBRATION_METHODS)
+@pytest.mark.parametrize("method", [AUTO, *RANGE_METHODS])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("position", [0, 1])
 def test_calibrate_refuses_when_values_are_not_finite(method: str, value: float, position: int) -> None:

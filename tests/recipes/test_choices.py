@@ -22,13 +22,14 @@ from convnext_deploy.config.train import ModelConfig
 from convnext_deploy.errors import RecipeError
 from convnext_deploy.exporters.tensorrt.bindings import INSTALL
 from convnext_deploy.models.checkpoints.key_maps import DIALECTS
-from convnext_deploy.quantization.calibration import CALIBRATION_METHODS
+from convnext_deploy.quantization.calibration import AUTO
+from convnext_deploy.quantization.observers import RANGE_METHODS
 from convnext_deploy.quantization.scheme import SCHEMES
 
 
 def test_choices_are_those_that_the_package_computes_with() -> None:
     assert get_args(choices.Target) == tuple(SCHEMES)
-    assert get_args(choices.CalibrationMethod) == CALIBRATION_METHODS
+    assert get_args(choices.CalibrationMethod) == (AUTO, *RANGE_METHODS)
     assert get_args(choices.Dialect) == DIALECTS
     assert get_args(choices.Flavor) == tuple(INSTALL)
     assert {*get_args(choices.Target)} == {*get_args(choices.Runtime), "tensorrt-depthwise", "tensorrt-fp8"} - {

@@ -28,7 +28,6 @@ from convnext_deploy.api.options import verb
 from convnext_deploy.config.stages import STAGE_KINDS, stage_config
 from convnext_deploy.data import decoding
 from convnext_deploy.data.contents import Contents
-from convnext_deploy.data.decoding import read_image
 from convnext_deploy.errors import ArtifactError, DeployError, TooLittleMemoryError
 from convnext_deploy.evaluation.run_images import run_batches
 from convnext_deploy.evaluation.score import Guessing, count_guesses
@@ -39,6 +38,7 @@ from convnext_deploy.system.progress import SilentProgress
 from convnext_deploy.training import checkpoint_store
 from convnext_deploy.training.checkpoint_store import TrainingStore
 from tests.cli.conftest import call
+from tests.images import read_image
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB of which 1.2 GiB is free."
