@@ -4,6 +4,7 @@ import os.path
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from convnext_deploy.artifacts.preprocessing import ASKED
 from convnext_deploy.config.choices import CHANGE_LIMITS
