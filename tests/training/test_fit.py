@@ -135,9 +135,9 @@ def test_trainings_in_threads_give_what_each_gives_alone(small_data: Data, monke
         assert begun.wait(60)
         other = pool.submit(train, together[1], small_data, second, seed=1, progress=Told())
         one.result(), other.result()
-    assert "another thread of this process is training; this one waits" in said[0]
     for model, expected in zip(together, alone, strict=True):
         assert torch.equal(weights(model), weights(expected))
+    assert "another thread of this process is training; this one waits" in said[0]
 
 
 def test_fit_follows_the_learning_rate_schedule(small_data: Data) -> None:
