@@ -151,7 +151,7 @@ def compress(
 
 
 def _budgets(told: str | Sequence[str]) -> tuple[Budget, ...]:
-    """Return the budgets, the slowest network last. Raises: RecipeError: if one is none, or there is none, or one twice."""
+    """Return the budgets in their order. Raises: RecipeError: if one is none, or there is none, or one twice."""
     texts = [told] if isinstance(told, str) else list(told)
     found = tuple(parse_budget(text) for text in texts)
     if not found:

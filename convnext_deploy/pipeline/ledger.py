@@ -178,7 +178,7 @@ def open_ledger(
 
 
 def write_report(report: Report, out: Path) -> None:
-    """Write `report.json` and its views: `report.md`, `report.html` and `model_card.md`; all of them or, if one fails, none."""
+    """Write `report.json` and its views: `report.md`, `report.html` and `model_card.md`; none if one cannot be written."""
     from convnext_deploy.reports.html.report_page import render_html
     from convnext_deploy.reports.markdown import render_markdown
     from convnext_deploy.reports.model_card import render_model_card

@@ -60,7 +60,7 @@ from convnext_deploy.training.losses import average_teachers
 from convnext_deploy.training.predictions import PredictionTable
 from convnext_deploy.training.schedule import autocast_dtype
 from convnext_deploy.training.student_loss import Distillation
-from convnext_deploy.training.teacher_cache import RESULT_VERSION, TeacherCache, rounded
+from convnext_deploy.training.teacher_cache import RESULT_VERSION, TeacherCache, classes_kept, rounded
 
 
 def check(config: DistillConfig) -> None:
@@ -149,6 +149,11 @@ class Teachers:
         self.temperature = config.temperature
         self._of_features: list[FeatureSource] = []
 
+    @property
+    def top_k(self) -> int:
+        """How many classes of an image are kept; 0: all."""
+        return classes_kept(self._config.teacher_cache_top_k, len(self._data.class_names))
+
     @functools.cached_property
     def kept_at(self) -> float:
         """The temperature of the predictions that are kept.
@@ -157,8 +162,7 @@ class Teachers:
         them. A mean over teachers, the tail beyond `top_k` and what a file says of mixed images hold at one temperature alone.
         """
         (first, *others) = self._context.teachers
-        keeps_all = not 0 < self._config.teacher_cache_top_k < len(self._data.class_names)
-        return 1.0 if keeps_all and not others and first.format != "predictions" else self.temperature
+        return 1.0 if not self.top_k and not others and first.format != "predictions" else self.temperature
 
     @functools.cached_property
     def _open(self) -> list[tuple[Taught, bool]]:
@@ -241,7 +245,7 @@ def cached(
         "augmentation": {name.name: getattr(fit, name.name) for name in dataclasses.fields(Augmentation)},
         "order": [plan_seed(fit, context), min(fit.batch_size, len(data.train))],
         "temperature": teachers.kept_at,
-        "top_k": config.teacher_cache_top_k,
+        "top_k": teachers.top_k,
         "arithmetic": [context.execution.device, str(autocast)],
         "version": RESULT_VERSION,
     }
@@ -252,7 +256,7 @@ def cached(
         rows=len(data.train) // batch_size * batch_size,
         classes=len(data.class_names),
         temperature=teachers.kept_at,
-        top_k=config.teacher_cache_top_k,
+        top_k=teachers.top_k,
         compute=_all_of(teachers),
     )
     epochs = fit.own_crop_epochs

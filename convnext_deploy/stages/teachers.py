@@ -21,6 +21,7 @@ from convnext_deploy.models.checkpoints.load_network import load_network
 from convnext_deploy.models.variants import feature_width
 from convnext_deploy.stages.context import StageContext
 from convnext_deploy.stages.foresight import Given, Outlook
+from convnext_deploy.training.feature_distillation import instead
 from convnext_deploy.training.load_foreign import load_foreign
 from convnext_deploy.training.losses import cosine_loss
 from convnext_deploy.training.prediction_files import read_names
@@ -135,11 +136,9 @@ def check_features(given: Given) -> None:
 def no_features(what: str, teacher: Outlook, *, fits: bool) -> ArtifactError:
     """Return the error of a teacher whose features cannot be had; `fits`: its classes are those of the data."""
     own = teacher.model
-    other = "leave the method 'feature' out, and its predictions teach, or " if own.num_classes and fits else ""
+    advice = instead("the network that it was made of", teaches=bool(own.num_classes) and fits)
     form = _form(teacher.format, teacher.artifact)
-    return ArtifactError(
-        f"{what} is {form}, which gives {own.output} alone; {other}take the network that it was made of."
-    )
+    return ArtifactError(f"{what} is {form}, which gives {own.output} alone; {advice}.")
 
 
 def check_multi_label(config: DistillConfig, given: Given) -> None:

@@ -92,7 +92,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write text files into a folder, by their names: all of them completely, the last one first, or none.
+    """Write text files into a folder, by their names: each completely, and none where one cannot be written.
+
+    They take their places after all are written, the last one first. Should the system refuse that midway, which a full disk does
+    not bring about, the last ones are new and the first ones as they were.
 
     Raises: OutputError: if one cannot be written.
     """

@@ -51,6 +51,11 @@ def feature_loss(student_features: Tensor, teacher_features: Tensor) -> Tensor:
     return F.mse_loss(F.layer_norm(student, channels, eps=_EPS), F.layer_norm(teacher, channels, eps=_EPS))
 
 
+def instead(other: str, *, teaches: bool) -> str:
+    """Return what to do about a teacher without features: take an `other`, or let its predictions teach if they can."""
+    return f"leave the method 'feature' out, and its predictions teach, or take {other}" if teaches else f"take {other}"
+
+
 class FeatureSource(Protocol):
     """What a teacher gives of its features."""
 
@@ -105,8 +110,9 @@ class LastMap:
             self._network(torch.zeros(1, channels, *teacher.size, device=device))
         found = self._network.features
         if found is None:
-            instead = "leave the method 'feature' out, and its predictions teach, or take" if teaches else "take"
-            raise ArtifactError(f"{self._network.what} gives logits alone; {instead} another teacher.")
+            raise ArtifactError(
+                f"{self._network.what} gives logits alone; {instead('another teacher', teaches=teaches)}."
+            )
         self._width = found.shape[-1]
 
     def widths(self, student: Sequence[int]) -> dict[int, int]:

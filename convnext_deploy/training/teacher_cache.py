@@ -77,6 +77,11 @@ def decode(found: Encoded, classes: int) -> Tensor:
     return logits[:, -1:].expand(-1, classes).scatter(1, found.kept, logits[:, :-1])
 
 
+def classes_kept(top_k: int, classes: int) -> int:
+    """Return how many of an image's classes are kept by a setting of so many; 0: all."""
+    return 0 if top_k >= classes else top_k
+
+
 class TeacherCache:
     """Predictions of one plan.
 
@@ -100,7 +105,7 @@ class TeacherCache:
         compute: Callable[[Batch], Tensor],
     ) -> None:
         self.folder, self.rows, self.classes, self.temperature = folder, rows, classes, temperature
-        self.top_k = 0 if top_k >= classes else top_k
+        self.top_k = classes_kept(top_k, classes)
         self.compute = compute
         self.computed = 0
         """Images that the teachers had to look at."""

@@ -121,6 +121,15 @@ def test_distill_asks_no_teacher_for_another_student_of_the_same_crops(train: Tr
     assert asked == []
 
 
+def test_as_many_classes_as_there_are_share_what_is_kept_of_all(train: Train, asked: list[int]) -> None:
+    fit = dataclasses.replace(FIT, epochs=1)
+    train(fit)
+    assert sum(asked) == ROWS
+    asked.clear()
+    train(fit, temperature=2.0, teacher_cache_top_k=3)
+    assert asked == []
+
+
 CHANGES: dict[str, dict[str, Any]] = {
     "seed of the crops": {"fit": dataclasses.replace(FIT, augmentation_seed=6)},
     "seed of the recipe": {"fit": dataclasses.replace(FIT, augmentation_seed=None)},
