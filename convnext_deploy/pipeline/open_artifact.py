@@ -84,17 +84,23 @@ def _of_model(artifact: Artifact, path: Path, model: str | None) -> Artifact:
 def ask_for(artifact: Artifact, asked: PreprocessSettings, path: Path) -> Artifact:
     """Return an artifact with what the user says of its preprocessing, of which `notes` tell.
 
-    Raises: ArtifactError: if the network cannot be given that.
+    Raises: ArtifactError: if the network cannot be given that, or images of the size that its file tells.
     """
-    if not asked.asked():
-        return artifact
+    found = _asked(artifact, asked, path) if asked.asked() else artifact
+    size, least = found.preprocess.image_size, found.model.output_stride
+    if found.format == "torch" and min(sides_of(size)) < least:
+        if asked.image_size is not None:
+            raise ArtifactError(f"--image-size {size_option(size)} is too small for {path}; expected >= {least}.")
+        origin = found.preprocess.origins.get("image_size", "told by its file")
+        raise ArtifactError(
+            f"{path} would see images of {show_size(size)} pixels ({origin}), which are too small for its network; give another "
+            f"size, >= {least}, with --image-size."
+        )
+    return found
+
+
+def _asked(artifact: Artifact, asked: PreprocessSettings, path: Path) -> Artifact:
     side = asked.image_size
-    if (
-        side is not None
-        and artifact.format == "torch"
-        and min(sides_of(side)) < (least := artifact.model.output_stride)
-    ):
-        raise ArtifactError(f"--image-size {size_option(side)} is too small for {path}; expected >= {least}.")
     traced = artifact.format != "torch" and artifact.model.variant != "unknown"
     if traced and side not in (None, artifact.preprocess.image_size):
         raise ArtifactError(

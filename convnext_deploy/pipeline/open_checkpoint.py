@@ -30,6 +30,9 @@ WEIGHT_FILES = (
 )
 """The names under which other libraries keep the weights in a folder, best first."""
 
+_UNTOLD = "because the file does not tell"
+_NOT_TAKEN = "because what the file tells is not taken"
+
 
 def open_checkpoint(path: Path, entry: str | None = None) -> Artifact:
     """Describe a file of weights of any library, and of several networks in it the one named `entry`; see `open_input`."""
@@ -158,6 +161,9 @@ def _preprocess(
     for told in reversed(read_told_settings(checkpoint.arguments, path, spec)):
         preprocess = tell(preprocess, told.values, told.origin)
         remarks += [f"{path.name}: {reason}" for reason in told.reasons]
+        # the file does tell these
+        taken = {name: preprocess.origins[name].replace(_UNTOLD, _NOT_TAKEN) for name in told.refused}
+        preprocess = dataclasses.replace(preprocess, origins={**preprocess.origins, **taken})
     return preprocess, remarks
 
 
@@ -169,7 +175,7 @@ def _as_published(spec: ModelSpec, dialect: str) -> Preprocess:
     usual = default_evaluation(spec.variant)
     known = PUBLISHED[spec.variant] is not None
     reason = f"as published with {spec.variant}" if known else "usual, as no weights are published"
-    preprocess = assume(usual, f"{reason}, because the file does not tell")
+    preprocess = assume(usual, f"{reason}, {_UNTOLD}")
     if spec.in_channels == 3:
         return preprocess
     if dialect == "timm":

@@ -17,8 +17,10 @@ from timm.utils.checkpoint_saver import CheckpointSaver
 from torch import Tensor, nn
 
 from convnext_deploy.artifacts.artifact import Artifact
+from convnext_deploy.artifacts.preprocessing import assumed_fields
 from convnext_deploy.artifacts.spec import IMAGENET_MEAN, IMAGENET_STD, ModelSpec, Preprocess
-from convnext_deploy.errors import CheckpointError
+from convnext_deploy.config.preprocess import PreprocessSettings
+from convnext_deploy.errors import ArtifactError, CheckpointError
 from convnext_deploy.models.checkpoints.beside_weights import plain
 from convnext_deploy.pipeline.open_artifact import open_input
 from tests.models.conftest import random_state
@@ -112,6 +114,28 @@ def test_the_note_names_every_value_and_where_it_came_from(tmp_path: Path) -> No
         "64 pixels, center crop 0.95, bicubic, mean 0.1 0.2 0.3, std 0.4 0.5 0.6 (size, mean and std from args in the file; crop, "
         "crop mode and interpolation assumed: as published with test_convnext, because the file does not tell)"
     )
+
+
+def test_the_note_does_not_call_untold_what_the_file_tells_and_nobody_takes(tmp_path: Path) -> None:
+    artifact = open_input(save_as_timm(tmp_path, img_size=64, crop_mode="border"))
+    assert any(
+        "crop_mode 'border' from args in the file is not what this network can" in text for text in artifact.notes
+    )
+    assert artifact.preprocess.crop_mode == "center"
+    assert artifact.preprocess.origins["crop_mode"] == (
+        "assumed: as published with test_convnext, because what the file tells is not taken"
+    )
+    assert artifact.preprocess.origins["crop_pct"].endswith("because the file does not tell")
+    assert "crop_mode" in assumed_fields(artifact.preprocess)
+
+
+def test_a_size_too_small_for_the_network_is_refused_wherever_it_comes_from(tmp_path: Path) -> None:
+    path = save_as_timm(tmp_path, input_size=[3, 24, 32])
+    with pytest.raises(ArtifactError, match=r"24×32 pixels \(from args in the file\), .* >= 32, with --image-size"):
+        open_input(path)
+    with pytest.raises(ArtifactError, match=r"--image-size 24x32 is too small for .*; expected >= 32\."):
+        open_input(path, asked=PreprocessSettings(image_size=(24, 32)))
+    assert open_input(path, asked=PreprocessSettings(image_size=64)).preprocess.image_size == 64
 
 
 OFFICIAL = {"model": "test_convnext", "input_size": 64, "crop_pct": None, "imagenet_default_mean_and_std": True}

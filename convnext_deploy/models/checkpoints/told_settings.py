@@ -34,11 +34,12 @@ _HINTS: Mapping[str, Any] = Preprocess.__annotations__
 
 @dataclass(frozen=True)
 class Told:
-    """Fields of `Preprocess` that a file tells, and where in it; `reasons` say why some that it has were not taken."""
+    """Fields of `Preprocess` that a file tells, and where in it; `reasons` say why some that it has, `refused`, were not taken."""
 
     values: Mapping[str, Any]
     origin: str
     reasons: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
 
 
 def read_told_settings(arguments: Mapping[str, Mapping[str, Any]], path: Path, spec: ModelSpec) -> tuple[Told, ...]:
@@ -125,6 +126,7 @@ def interpret_settings(table: Mapping[str, Any], origin: str, path: Path, channe
     if isinstance(size := found.get("image_size"), list):
         found["image_size"] = _size(size)
     values: dict[str, Any] = {}
+    refused: list[str] = []
     reasons = [
         f"{name} {origin} has several values, {', '.join(map(str, unlike[name][:3]))}, and is not taken"
         for name in unlike.keys() & _USED
@@ -136,11 +138,12 @@ def interpret_settings(table: Mapping[str, Any], origin: str, path: Path, channe
                 read = read_value(_HINTS[name], usable, name)
                 values[name] = possible_size(read) if name == "image_size" else read
         except (ValueError, OverflowError):
+            refused.append(name)
             reasons.append(f"{name} {shown(value)} {origin} is not what this network can be given, and is not taken")
     if len(values.keys() & _STATISTICS.keys()) == 1:
         reasons.append(f"mean and std {origin} do not belong together, and are not taken")
         values = {name: value for name, value in values.items() if name not in _STATISTICS}
-    return Told(values, origin, tuple(reasons))
+    return Told(values, origin, tuple(reasons), tuple(refused))
 
 
 def _flatten(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, list[Any]]]:
