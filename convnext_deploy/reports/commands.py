@@ -4,6 +4,7 @@ import os.path
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from convnext_deploy.artifacts.preprocessing import ASKED
 from convnext_deploy.config.choices import CHANGE_LIMITS
@@ -85,7 +86,7 @@ def _validate(report: Report, row: StageRow, baseline: StageRow | None) -> str:
 
 def _asked_of(report: Report, brought: list[StageRow]) -> PreprocessSettings:
     """Return what was asked of what the user brought: in this run, or in the one that made the source of its FP32 ancestor."""
-    asked = {}
+    asked: dict[str, Any] = {}
     for row in brought:
         if (own := row.provenance.preprocess) is not None:
             asked |= {name: getattr(own, name) for name, origin in own.origins.items() if origin == ASKED}
