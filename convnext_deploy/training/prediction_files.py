@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.errors import BackendUnavailableError, CheckpointError, first_line
+from convnext_deploy.training.stored_tensors import read_numbers
 
 Content = Literal["logits", "probabilities", "features"]
 _COLUMNS: dict[str, Content] = {"logits": "logits", "probabilities": "probabilities", "probs": "probabilities"}
@@ -70,6 +71,11 @@ class PredictionFile:
             text += f", which is assumed: the file does not say what they are{looks}"
         if self.unused:
             text += f"; its {', '.join(self.unused)} are not used"
+        if count > 1 and (self.vectors == self.vectors[0]).all():
+            return (
+                text,
+                f"WARNING: {file} has the same numbers for all {count:,} images; nothing can be learned from that.",
+            )
         if self.told == "logits" and self.are_probable:
             return (
                 text,
@@ -130,7 +136,8 @@ def read_predictions(path: Path) -> PredictionFile:
         raise CheckpointError(
             f"{path} says that it holds probabilities, and those of {found.names[row]!r} "
             + (f"have {least:.4g} among them" if least < 0 else f"sum to {sum_:.4g}")
-            + "; expected numbers of 0 to 1 that sum to 1 for each image. If they are logits, call them so."
+            + "; expected numbers of 0 to 1 that sum to 1 for each image. If they are logits, call them so; "
+            "leave out columns that are no classes."
         )
     return found
 
@@ -148,14 +155,14 @@ def _read_safetensors(path: Path) -> PredictionFile:
             keys = list(file.keys())
             if names is None:
                 _check_keys(keys, path)
-                vectors = _stack([file.get_tensor(key) for key in keys], keys, path)
+                vectors = _stack([read_numbers(file, key, path) for key in keys], keys, path)
                 return PredictionFile(tuple(keys), vectors, _content(told.get("content"), path), class_names)
             key = next((key for key in keys if key in _COLUMNS), None)
             if key is None or len(keys) != 1:
                 raise CheckpointError(
                     f"{path} holds {', '.join(keys[:5])}; expected one tensor called logits or features."
                 )
-            vectors = file.get_tensor(key).astype(np.float32)
+            vectors = read_numbers(file, key, path)
     except (SafetensorError, OSError, MemoryError) as error:
         raise CheckpointError(f"{path} is not a readable safetensors file ({first_line(error)}).") from None
     if vectors.ndim != 2 or len(vectors) != len(names):
@@ -194,7 +201,7 @@ def _read_parquet(path: Path) -> PredictionFile:
             f"{path} has columns {', '.join(columns[:_SHOWN])}; expected one of {', '.join(_NAME_COLUMNS)}."
         )
     files = tuple(map(str, table[names].to_pylist()))
-    told = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if key in _TOLD}
+    told = _decode(table.schema.metadata or {}, path)
     content = _content(told.get("content"), path)
     held = _order_columns(columns, content)
     if held:
@@ -269,6 +276,14 @@ def _list(text: str | None, path: Path, what: str) -> tuple[str, ...] | None:
     if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
         raise CheckpointError(f"the metadata of {path} has {what} that are no JSON list of names.")
     return tuple(found)
+
+
+def _decode(metadata: Mapping[bytes, bytes], path: Path) -> dict[str, str]:
+    """Return what a Parquet file says of its vectors. Raises: CheckpointError: if that is no text."""
+    try:
+        return {key.decode(): value.decode() for key, value in metadata.items() if key in _TOLD}
+    except UnicodeDecodeError:
+        raise CheckpointError(f"the metadata of {path} are no text in UTF-8.") from None
 
 
 def _content(name: str | None, path: Path) -> Content | None:
