@@ -18,7 +18,7 @@ from typing import Any
 
 Fault = Callable[[str, str, int], object]
 """Method, path and how many times it was asked for → a status, one of `FAULTS`, an address to go to, or None."""
-BREAK, TRUNCATE, SLOW, PAGE, NO_RANGES, NO_TAG, SHORT = (
+BREAK, TRUNCATE, SLOW, PAGE, NO_RANGES, NO_TAG, SHORT, SHIFT, TOTAL, NO_RANGE_TOLD, LENGTH = (
     "break",
     "truncate",
     "slow",
@@ -26,6 +26,10 @@ BREAK, TRUNCATE, SLOW, PAGE, NO_RANGES, NO_TAG, SHORT = (
     "no ranges",
     "no tag",
     "short",
+    "other bytes than asked for, and said so",
+    "the range of a file of another size",
+    "a part without its range",
+    "a length that is no number",
 )
 _PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 
@@ -99,9 +103,14 @@ def _answer(request: BaseHTTPRequestHandler, store: Store) -> None:
     wanted = request.headers.get("Range")
     if wanted and fault != NO_RANGES:
         first, last = (int(part) for part in wanted.removeprefix("bytes=").split("-"))
-        headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+        if fault == SHIFT:
+            first, last, content = first + 512, last + 512, content + bytes(512)
+        if fault != NO_RANGE_TOLD:
+            headers["Content-Range"] = f"bytes {first}-{last}/{10**15 if fault == TOTAL else path.stat().st_size}"
         content, status = content[first : last + 1], 206
-    if fault == SHORT:
+    if fault == LENGTH:
+        headers["Content-Length"] = "abc"
+    if fault == SHORT and request.command == "GET":
         content = content[: len(content) // 2]
     if request.command == "GET":
         store.sent += len(content)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convnext_deploy.system.results import Result
+from convnext_deploy.system.torch_defaults import usual_torch
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class PredictionStream(Iterator[Prediction]):
     def __next__(self) -> Prediction:
         """Return the prediction of the next image."""
         try:
-            return next(self._found)
+            with usual_torch():  # the verb has returned long since
+                return next(self._found)
         except BaseException:
             self.close()
             raise

@@ -21,6 +21,7 @@ STALLED_S = 60.0
 """How long a server may send nothing; a slow one may take its time."""
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_COUNTS = re.compile(r"received (\d+) of (\d+) bytes")
 _HASHES = ("ETag", "etag", "md5Hash", "Content-MD5", "Digest", "blob_id")
 _TIMES = ("Last-Modified", "LastModified", "last_modified", "mtime", "updated")
 _PASSING = (408, 425, 429)  # answers below 500 that another attempt may change
@@ -94,14 +95,26 @@ def exists(url: str) -> bool:
 def read_part(file: RemoteFile, start: int, size: int) -> bytes:
     """Read bytes of a file; all of it where the server answers so, because it cannot send parts.
 
-    Raises: RemoteError: if that fails in spite of all attempts, or the server sends more or less than it said.
+    Raises: RemoteError: if that fails in spite of all attempts, or the server sends other bytes, or more or less than it said.
     """
+
+    async def check(answer: Any) -> None:
+        told = answer.headers.get("Content-Range") if answer.status == 206 else None
+        asked = f"{start}-{start + size - 1}"
+        expected = [["bytes", f"{asked}/{total}"] for total in (file.size, "*")]
+        if told is not None and told.lower().replace("=", " ").split() not in expected:
+            raise _WrongBytesError(
+                f"the server answers with '{told[:80]}' where bytes {asked} of {file.size} were asked for"
+            )
+
+    # aiohttp calls it for each answer, before it reads the bytes; fsspec's classes for other stores do not take it
+    options = {"raise_for_status": check} if _is_http(file.url) else {}
 
     def read() -> bytes:
         system = _file_system(file.url)
-        content: bytes = system.cat_file(file.url, start=start, end=start + size)
+        content: bytes = system.cat_file(file.url, start=start, end=start + size, **options)
         if len(content) not in (size, file.size):
-            raise _WrongLengthError(f"{len(content):,} bytes came where {size:,} of {file.size:,} were asked for")
+            raise _WrongBytesError(f"{len(content):,} bytes came where {size:,} of {file.size:,} were asked for")
         return content
 
     return _repeated(file.url, read, READ_DELAYS_S)
@@ -111,8 +124,12 @@ class _MissingError(RemoteError):
     """There is no such file."""
 
 
-class _WrongLengthError(OSError):
-    """A server sent another number of bytes than it should have."""
+class _WrongBytesError(OSError):
+    """A server sent other bytes than it was asked for, or another number of them."""
+
+
+def _is_http(url: str) -> bool:
+    return url.partition("://")[0].lower() in ("http", "https")
 
 
 def _file_system(url: str) -> Any:
@@ -124,7 +141,7 @@ def _file_system(url: str) -> Any:
     try:
         import fsspec
 
-        if scheme not in ("http", "https"):
+        if not _is_http(url):
             return fsspec.filesystem(scheme)
         import aiohttp
 
@@ -175,6 +192,8 @@ def _status(error: Exception) -> int | None:
     behind = _behind(error)
     if isinstance(behind, FileNotFoundError):
         return 404
+    if _damage(behind) is not None:
+        return None  # aiohttp gives an answer that it cannot read a 400 of its own
     for name in ("status",) if hasattr(behind, "status") else ("code", "status_code"):  # of aiohttp, and of others
         value = getattr(behind, name, None) or getattr(getattr(behind, "response", None), name, None)
         if isinstance(value, int | str) and str(value).isdigit() and 300 <= int(value) < 600:
@@ -182,11 +201,26 @@ def _status(error: Exception) -> int | None:
     return None
 
 
+def _damage(error: BaseException) -> str | None:
+    """Return what aiohttp found wrong with the form of an answer; None: the error is another one."""
+    cause = error.__cause__
+    if type(cause).__module__ != "aiohttp.http_exceptions":
+        return None
+    return (str(getattr(cause, "message", "")).splitlines() or [type(cause).__name__])[0]
+
+
 def _explain(error: Exception) -> tuple[str, bool]:
     """Return why a request failed, and whether another attempt may do better."""
     status, behind = _status(error), _behind(error)
     if status is not None:
         return _WORDS.get(status, f"the server answers {status}"), status >= 500 or status in _PASSING
+    damage = _damage(behind)
+    if damage is not None:
+        if "Not enough data" in damage:
+            found = _COUNTS.search(damage)  # which not every version of aiohttp tells
+            counts = "" if found is None else f" ({int(found[1]):,} of {int(found[2]):,})"
+            return f"the connection ends before all the bytes that the server announced have come{counts}", True
+        return f"the server's answer is no valid HTTP ({printable(damage)})", True
     if type(behind).__name__ == "TooManyRedirects":
         return "the server sends from address to address without end", False
     if isinstance(behind, PermissionError):

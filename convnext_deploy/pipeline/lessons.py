@@ -21,6 +21,7 @@ from convnext_deploy.data.agreement import outputs_for
 from convnext_deploy.data.datasets import Data
 from convnext_deploy.data.evaluation_batches import EvaluationBatches
 from convnext_deploy.data.image_sets import ImageSet
+from convnext_deploy.data.label_table import some
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import DataError, first_line
 from convnext_deploy.evaluation.label_score import label_answers
@@ -269,11 +270,14 @@ def _classes(stage: StageEntry, data: Data, artifacts: Mapping[str, Artifact]) -
     found = []
     for name in _teachers(stage):
         artifact, count = artifacts[name], artifacts[name].model.num_classes
-        if count and outputs_for(artifact, data) is None:
+        outputs = outputs_for(artifact, data) if count else None
+        if count and outputs is None:
             found.append(f"the teacher {report_name(name)} has {count:,} other classes; its features teach alone")
-        elif count > len(data.class_names):
+        elif outputs is not None and count > len(outputs):
+            others = [other for place, other in enumerate(artifact.class_names or ()) if place not in outputs]
             found.append(
-                f"the teacher {report_name(name)} has {count:,} classes, of which the {len(data.class_names):,} of the data teach"
+                f"the teacher {report_name(name)} has {count:,} classes, of which the {len(outputs):,} of the data teach; left out "
+                f"are {some(others)}"
             )
     return found
 

@@ -25,7 +25,7 @@ from convnext_deploy.training.feature_distillation import instead
 from convnext_deploy.training.load_foreign import load_foreign
 from convnext_deploy.training.losses import cosine_loss
 from convnext_deploy.training.prediction_files import read_names
-from convnext_deploy.training.predictions import PredictionTable, find_rows
+from convnext_deploy.training.predictions import PredictionTable, check_shares, find_rows
 from convnext_deploy.training.step import Objective
 from convnext_deploy.training.student_loss import Distillation, distillation_loss
 from convnext_deploy.training.teacher import Teacher
@@ -112,9 +112,13 @@ def check_teacher(teacher: Artifact, data: Data, in_channels: int, *, features_a
     if not features_alone and teacher.format != "predictions":
         check_labels(what, teacher, data)
     own, wanted = teacher.model.num_classes, len(data.class_names)
-    if own != wanted and not features_alone and outputs_for(teacher, data) is None:
-        check_takes_images(what, teacher)
-        raise DataError(f"{what} has {own} classes, {data.name} has {wanted}. {_by_features(teacher)}")
+    if own != wanted and not features_alone:
+        outputs = outputs_for(teacher, data)
+        if outputs is None:
+            check_takes_images(what, teacher)
+            raise DataError(f"{what} has {own} classes, {data.name} has {wanted}. {_by_features(teacher)}")
+        if teacher.format == "predictions":
+            check_shares(teacher.main_file, data, outputs)
     if own == wanted:
         try:
             check_classes(what, teacher, data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from convnext_deploy.data.pixels import IMAGE_EXTENSIONS
 from convnext_deploy.errors import CheckpointError, first_line
 from convnext_deploy.training.parquet_columns import ParquetColumns
+from convnext_deploy.training.stored_tensors import read_numbers
 
 Content = Literal["logits", "probabilities", "features"]
 _COLUMNS: dict[str, Content] = {"logits": "logits", "probabilities": "probabilities", "probs": "probabilities"}
@@ -71,6 +72,11 @@ class PredictionFile:
             text += f", which is assumed: the file does not say what they are{looks}"
         if self.unused:
             text += f"; its {', '.join(self.unused)} are not used"
+        if count > 1 and (self.vectors == self.vectors[0]).all():
+            return (
+                text,
+                f"WARNING: {file} has the same numbers for all {count:,} images; nothing can be learned from that.",
+            )
         if self.told == "logits" and self.are_probable:
             return (
                 text,
@@ -130,7 +136,8 @@ def read_predictions(path: Path) -> PredictionFile:
         raise CheckpointError(
             f"{path} says that it holds probabilities, and those of {found.names[row]!r} "
             + (f"have {least:.4g} among them" if least < 0 else f"sum to {sum_:.4g}")
-            + "; expected numbers of 0 to 1 that sum to 1 for each image. If they are logits, call them so."
+            + "; expected numbers of 0 to 1 that sum to 1 for each image. If they are logits, call them so; "
+            "leave out columns that are no classes."
         )
     return found
 
@@ -177,12 +184,12 @@ def _read_safetensors(path: Path) -> PredictionFile:
         keys = list(file.keys())
         if names is None:
             _check_keys(keys, path)
-            vectors = _stack([file.get_tensor(key) for key in keys], keys, path)
+            vectors = _stack([read_numbers(file, key, path) for key in keys], keys, path)
             return PredictionFile(tuple(keys), vectors, _content(told.get("content"), path), class_names)
         key = next((key for key in keys if key in _COLUMNS), None)
         if key is None or len(keys) != 1:
             raise CheckpointError(f"{path} holds {', '.join(keys[:5])}; expected one tensor called logits or features.")
-        vectors = file.get_tensor(key).astype(np.float32)
+        vectors = read_numbers(file, key, path)
     if vectors.ndim != 2 or len(vectors) != len(names):
         raise CheckpointError(f"{path} names {len(names)} files, and its {key} have shape {vectors.shape}.")
     return PredictionFile(names, vectors, _content(told.get("content", key), path), class_names)
@@ -207,7 +214,7 @@ def _read_parquet(path: Path) -> PredictionFile:
     table = ParquetColumns(path)
     names = _name_column(table, path)
     files = table.texts(names)
-    told = {key.decode(): value.decode() for key, value in table.metadata.items() if key in _TOLD}
+    told = _decode(table.metadata, path)
     content = _content(told.get("content"), path)
     held = _order_columns(table.names, content)
     if held:
@@ -264,6 +271,14 @@ def _list(text: str | None, path: Path, what: str) -> tuple[str, ...] | None:
     if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
         raise CheckpointError(f"the metadata of {path} has {what} that are no JSON list of names.")
     return tuple(found)
+
+
+def _decode(metadata: Mapping[bytes, bytes], path: Path) -> dict[str, str]:
+    """Return what a Parquet file says of its vectors. Raises: CheckpointError: if that is no text."""
+    try:
+        return {key.decode(): value.decode() for key, value in metadata.items() if key in _TOLD}
+    except UnicodeDecodeError:
+        raise CheckpointError(f"the metadata of {path} are no text in UTF-8.") from None
 
 
 def _content(name: str | None, path: Path) -> Content | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from convnext_deploy.data.ahead import upload
 from convnext_deploy.data.datasets import Data, FolderImages
 from convnext_deploy.data.image_sets import ImageSet, TaughtImages
+from convnext_deploy.data.label_table import some
 from convnext_deploy.data.loaders import Batch
 from convnext_deploy.errors import DataError
 from convnext_deploy.training.prediction_files import Content, read_names, read_predictions
@@ -129,6 +131,33 @@ def find_rows(names: Sequence[str], data: Data, path: Path) -> NDArray[np.int64]
                     "folders."
                 )
     return found
+
+
+def check_shares(path: Path, data: Data, outputs: NDArray[np.int64]) -> None:
+    """Check that a file whose numbers show logits has no probabilities of the data's classes, beside what is no class at all.
+
+    One number more for each image, such as the confidence, and the sum of all is not 1. A file with more classes than the data
+    has probabilities too, but those of the data's classes alone are less than 1.
+
+    Args:
+        path: the file.
+        data: with the classes.
+        outputs: the column of each class, `(classes,)`.
+
+    Raises: DataError: if it has.
+    """
+    found = read_predictions(path)
+    if (
+        found.told is None
+        and found.content == "logits"
+        and replace(found, vectors=found.vectors[:, outputs]).are_probable
+    ):
+        names = found.class_names or ()
+        others = [name for place, name in enumerate(names) if place not in outputs]
+        raise DataError(
+            f"{path} has, for the classes of {data.name}, numbers that are at least 0 and sum to 1 for each image, as "
+            f"probabilities do, and columns besides that are no classes of it: {some(others)}; leave these out."
+        )
 
 
 def check_judged(path: Path, data: Data, trained: ImageSet) -> None:

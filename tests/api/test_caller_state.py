@@ -14,6 +14,7 @@ import convnext_deploy as api
 from convnext_deploy.artifacts.artifact import read_artifact
 from convnext_deploy.system.torch_defaults import usual_torch
 
+IMAGES = (Path(__file__).parents[1] / "data" / "files").glob("*.png")
 QUIET = api.ExecutionOptions(progress="off", workers=0)
 
 
@@ -70,5 +71,8 @@ def test_training_and_conversion_give_the_same_bits(state: str, alone: Path, tmp
         there = train(tmp_path)
         api.convert(alone, "timm", tmp_path / "timm")
     assert read_artifact(there).sha256 == read_artifact(alone).sha256
+        stream = api.predict(alone, IMAGES, stream=True, execution=QUIET)
+        found = [prediction.guesses for prediction in stream]
+    assert found == [prediction.guesses for prediction in api.predict(alone, IMAGES, execution=QUIET)]
     (file,) = (tmp_path / "timm").glob("*.safetensors")
     assert {value.dtype for value in load_file(file).values()} == {torch.float32}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from convnext_deploy.artifacts.artifact import read_artifact
 from convnext_deploy.config.comparisons import with_comparisons
@@ -135,6 +137,21 @@ def test_names_that_mean_training_images_say_nothing_of_validation_images(
     assert row.lesson.taught is None
     assert "do not tell validation images from training images" in (row.lesson.unknown or "")
     assert any("is not measured: the names in" in note for note in row.notes)
+
+
+@pytest.mark.heavy
+def test_report_names_the_classes_of_a_teacher_that_the_data_lacks(
+    small_data: Data, short_timing: None, tmp_path: Path
+) -> None:
+    own = load_file(write_answers(tmp_path, small_data))
+    wide = {name: np.concatenate([row, np.ones(2, np.float32)]) for name, row in own.items()}
+    names = (*small_data.class_names, "emu", "confidence")
+    save_file(wide, tmp_path / "wide.safetensors", metadata={"class_names": json.dumps(names)})
+    row = taught([tmp_path / "wide.safetensors"], tmp_path / "out", small_data)[1].report.rows[-1]
+    assert any(
+        note.endswith("has 5 classes, of which the 3 of the data teach; left out are emu, confidence")
+        for note in row.notes
+    )
 
 
 def ask(teachers: list[Path], out: Path, data: Data, **changes: Any) -> Taught:
