@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,11 @@ class LabelTable:
     def one_each(self) -> bool:
         """Whether each image has exactly one label, and nothing is unknown: the usual data, of one class an image."""
         return bool(len(self.names)) and bool((self.labels >= 0).all() and (self.labels.sum(axis=1) == 1).all())
+
+    def take(self, rows: Sequence[int]) -> "LabelTable":
+        """Return the table of some of the rows, in their order."""
+        names, roles = tuple(self.names[row] for row in rows), tuple(self.roles[row] for row in rows)
+        return replace(self, names=names, labels=self.labels[list(rows)], roles=roles)
 
 
 def label_lists(names: Sequence[str], lists: Sequence[Sequence[str]]) -> LabelTable:

@@ -1,7 +1,7 @@
 """Images whose labels are told by a file: found below the data folder, and divided."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from convnext_deploy.data.contents import Contents
 from convnext_deploy.data.decoding import printable
 from convnext_deploy.data.find_labels import LabelFile
 from convnext_deploy.data.label_files import read_labels
-from convnext_deploy.data.label_table import ROLES, LabelTable, join_tables
+from convnext_deploy.data.label_table import ROLES, LabelTable, join_tables, some
 from convnext_deploy.data.multi_label_split import hold_out_labels
 from convnext_deploy.data.split_lists import divide_by_lists
 from convnext_deploy.data.splits import ClassFiles, Split, split_validation
@@ -87,16 +87,18 @@ def read_labelled_folder(
     notes = [f"labels of {len(rows):,} images from {where}", *table.notes]
     readable: ClassFiles = {"any label": sorted(rows)}
     left_out_images = take_out_unreadable({root: readable}, skipping, contents)
-    known = {path: rows[path] for path in readable["any label"]}
+    # what is said of images that are not there, or are left out, does not tell of which kind the data are
+    table = table.take([rows[path] for path in readable["any label"]])
+    known = {path: row for row, path in enumerate(readable["any label"])}
     unnamed = sorted(set(images) - rows.keys())
     if absent:
         notes.append(f"{len(absent):,} rows name images that are not there (first: {printable(absent[0])})")
     if unnamed:
         first = printable(unnamed[0].relative_to(root))
         notes.append(f"{len(unnamed):,} images have no row there and are not used (first: {first})")
-    unknown = int((table.labels[list(known.values())] == UNKNOWN).sum())
+    unknown = int((table.labels == UNKNOWN).sum())
     if unknown:
-        share = unknown / (len(known) * len(table.classes))
+        share = unknown / table.labels.size
         notes.append(
             f"{unknown:,} labels ({100 * share:.1f} %) are blank or -1, which is read as not known: they count neither in the loss "
             "nor in the score"
@@ -200,11 +202,10 @@ def _divide(
     others = [path for path in paths if roles[path] is None]
     if not sides["validation"] and sides["test"]:
         sides["validation"], sides["test"] = sides["test"], []
-    told = any(table.roles)
     if sides["validation"]:
         sides["train"] += others
-        where = ("the file of labels",) * 3 if told else tuple(f"{side}/" for side in _SIDES)
-        return sides, False, tuple(place for place, side in zip(where, _SIDES, strict=True) if sides[side]), 0
+        told = {path for path in paths if table.roles[rows[path]] is not None}
+        return sides, False, tuple(_places(root, sides[side], told) for side in _SIDES if sides[side]), 0
     train = sorted(sides["train"] + others)
     if table.one_each:
         classes = {
@@ -219,6 +220,14 @@ def _divide(
     labels = table.labels[[rows[path] for path in train]]
     sides["train"], sides["validation"] = hold_out_labels(train, labels, root, split, contents)
     return sides, True, (), 0
+
+
+def _places(root: Path, paths: Sequence[Path], told: Container[Path]) -> str:
+    """Say where the images of a side are known from: the file of labels, those that are `told`, or the folders they lie in."""
+    folders = {path: f"{path.relative_to(root).parts[0] if path.parent != root else root.name}/" for path in paths}
+    found = ("the file of labels" if path in told else folder for path, folder in folders.items())
+    (first, *more) = dict.fromkeys(found)
+    return f"{first} and {some(more)}" if more else first
 
 
 def _role_of(path: Path) -> str | None:
