@@ -160,7 +160,7 @@ def test_what_can_be_gone_through_once_is_taken_and_its_members_are_checked() ->
     with pytest.raises(RecipeError, match=r"^compare: runs = .* of type set; expected a list, each a path"):
         api.compare({None, 2})  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match=r"^predict: images = .* of type generator; expected a path or a list"):
-        api.predict("m", (number for number in [1]))  # type: ignore[call-overload]
+        api.predict("m", (number for number in [1]))  # type: ignore[misc]
     with pytest.raises(ArtifactError, match="nowhere"):
         api.bench(path for path in ["nowhere"])  # type: ignore[arg-type]
 
@@ -189,7 +189,7 @@ def test_calls_with_too_many_or_too_few_arguments_name_the_verb_and_what_it_take
 
 def test_more_values_than_a_record_has_fields_are_refused_in_one_line() -> None:
     with pytest.raises(api.DeployError, match=r"^TrainingOptions has 13 fields, epochs, .*; found 14 values\.$"):
-        api.TrainingOptions(*range(14))  # type: ignore[arg-type, call-arg]
+        api.TrainingOptions(*range(14))
 
 
 def test_a_name_that_no_record_has_is_refused_in_one_line() -> None:

@@ -171,7 +171,7 @@ def test_the_floor_is_compared_with_the_fastest_of_others_round_by_round() -> No
         "NNCF: INT8, TRANSFORMER": [20.0, 40.0, 24.0],
     }
     place = {"model": "convnext_tiny", "batch_size": 1, "runner": "openvino"}
-    rows = [{**place, "words": words, "processes_ms": found} for words, found in times.items()]
+    rows: list[dict[str, Any]] = [{**place, "words": words, "processes_ms": found} for words, found in times.items()]
     head, _, line = render_floor(rows).splitlines()
     assert head.endswith(f"| {WHOLE} | {RELU} | {FLOOR} |")
     assert "| `openvino` | NNCF: INT8, TRANSFORMER | 24.0 | 0.50 [0.50, 0.50] | – | 0.25 [0.25, 0.25] |" in line
