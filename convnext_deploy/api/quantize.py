@@ -6,14 +6,7 @@ from pathlib import Path
 from convnext_deploy.api.candidates import Form, forms_for
 from convnext_deploy.api.open_inputs import open_artifact, open_data_for, with_features
 from convnext_deploy.api.options import DataOptions, EvaluationOptions, ExecutionOptions, TrainingOptions, refuse, verb
-from convnext_deploy.api.run_stages import (
-    create_execution,
-    create_gate,
-    create_recipe,
-    create_settings,
-    quantization_limit,
-    run_stages,
-)
+from convnext_deploy.api.run_stages import create_execution, create_gate, create_recipe, create_settings, run_stages
 from convnext_deploy.api.training_presets import choose_qat, describe_qat
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import CalibrationMethod, FeatureOutput, QuantizeMethod, Target, TargetOrAuto
@@ -84,7 +77,7 @@ def quantize(
     images = open_data_for(source, data, how, out)
     if images is None:
         raise DataError("quantization needs images: give the image folder with --data DIR.")
-    drop = quantization_limit(evaluation)
+    drop = QuantizeConfig.max_drop_pp if evaluation.max_top1_drop_pp is None else evaluation.max_top1_drop_pp
     counted = QuantizeConfig.calibration_images if calibration_images is None else calibration_images
 
     def configure(target: Target) -> PTQConfig | QuantizeConfig:

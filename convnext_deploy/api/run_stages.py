@@ -8,7 +8,6 @@ from convnext_deploy.api.options import EvaluationOptions, ExecutionOptions
 from convnext_deploy.artifacts.artifact import Artifact
 from convnext_deploy.config.choices import CHANGE_LIMITS, FeatureOutput, GateOn
 from convnext_deploy.config.preprocess import PreprocessSettings
-from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.config.recipe import TEACHER_PREFIX, Gate, Recipe, StageEntry
 from convnext_deploy.data.datasets import BUILT_IN, Data
 from convnext_deploy.evaluation.limits import check_gates
@@ -105,12 +104,6 @@ def create_gate(evaluation: EvaluationOptions, usual_drop_pp: float | None, on: 
         max_ece_increase_pp=evaluation.max_ece_increase_pp,
         max_class_drop_pp=evaluation.max_class_drop_pp,
     )
-
-
-def quantization_limit(evaluation: EvaluationOptions) -> float:
-    """Return the largest drop of top-1 with which a step of quantization is good enough: what was asked for, or else the usual."""
-    asked = evaluation.max_top1_drop_pp
-    return QuantizeConfig.max_drop_pp if asked is None else asked
 
 
 def changes_of(evaluation: EvaluationOptions) -> EvaluationOptions:

@@ -19,7 +19,6 @@ from convnext_deploy.artifacts.spec import ModelSpec
 from convnext_deploy.compression import explore
 from convnext_deploy.compression.time_model import Curve, TimeModel
 from convnext_deploy.compression.times import Times
-from convnext_deploy.config.quantize import QuantizeConfig
 from convnext_deploy.config.recipe import Recipe
 from convnext_deploy.config.recipe_toml import load_recipe
 from convnext_deploy.errors import RecipeError
@@ -245,34 +244,6 @@ def test_every_round_of_choices_is_work_of_its_own_length(
     assert choices[0].done == choices[0].total
     for task in choices[1:]:
         assert 1 <= task.done <= task.total
-
-
-@pytest.mark.parametrize(("asked", "limit"), [(None, 0.2), (0.1, 0.1), (10.0, 10.0)])
-def test_quantizing_may_lose_what_was_asked_for(
-    asked: float | None,
-    limit: float,
-    small_artifacts: dict[str, Artifact],
-    image_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(verb, "run_stages", stop)
-    with pytest.raises(EnoughError) as ended:
-        compress(
-            small_artifacts["student"].path,
-            latency_budget="0.7x",
-            target="onnxruntime",
-            out=tmp_path / "out",
-            data=DataOptions(image_folder),
-            evaluation=EvaluationOptions(max_top1_drop_pp=asked),
-            execution=ExecutionOptions(device="cpu", workers=0, progress="off", dry_run=True),
-        )
-    stages = {stage.name: stage for stage in ended.value.recipe.stages}
-    limits = {
-        name: stage.config.max_drop_pp for name, stage in stages.items() if isinstance(stage.config, QuantizeConfig)
-    }
-    assert limits == {"dense-int8": limit, "int8": limit}
-    assert stages["onnx"].gate.max_top1_drop_pp == (0.3 if asked is None else asked)
 
 
 @pytest.mark.heavy
