@@ -78,22 +78,23 @@ def _with_activation(name: str, network: ConvNeXt, runtime: str, quantized: bool
 _TANH, _RELU = functools.partial(_with_activation, "gelu_tanh"), functools.partial(_with_activation, "relu")
 
 
+class _Products(Block):
+    """A block of which the linear layers are left, in either form; ReLU, which costs next to nothing, keeps them apart."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map `(N, H, W, C)` as a block does."""
+        if isinstance(self.pwconv1, nn.Linear):
+            return self.pwconv2(torch.relu(self.pwconv1(x)))  # type: ignore[no-any-return]  # modules return Any
+        return self.pwconv2(torch.relu(self.pwconv1(x.permute(0, 3, 1, 2)))).permute(0, 2, 3, 1)
+
+
 def _products_alone(network: ConvNeXt, runtime: str, quantized: bool) -> ConvNeXt:
-    """Leave the linear layers, the stem and the downsampling; ReLU, which costs next to nothing, keeps two layers apart."""
-    rewritten = _RELU(network, runtime, quantized)
+    """Leave the linear layers, the stem and the downsampling."""
+    rewritten = rewrite_for(network, runtime, quantized)
     for module in rewritten.modules():
         if isinstance(module, Block):
-            module.dwconv, module.norm, module.grn = nn.Identity(), nn.Identity(), None  # type: ignore[assignment]
-            module.forward = functools.partial(_forward_without_input, module)  # type: ignore[method-assign]
+            module.__class__ = _Products
     return rewritten
-
-
-def _forward_without_input(block: Block, x: torch.Tensor) -> torch.Tensor:
-    """Map `(N, H, W, C)` as a block does, without the sum with its input."""
-    if isinstance(block.pwconv1, nn.Linear):
-        return block.pwconv2(torch.relu(block.pwconv1(x)))  # type: ignore[no-any-return]  # modules return Any
-    x = block.pwconv2(torch.relu(block.pwconv1(x.permute(0, 3, 1, 2))))
-    return x.permute(0, 2, 3, 1)
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,8 @@ _AFTER_LINEAR = {
 }  # fmt: skip
 _MAKES_FEATURES = re.compile(r"Norm|Pool|^Reduce(Mean|Max|L2)|Relu|Elu$|Gelu|Swish|^Tanh$|^Erf$")
 _NAMES_FEATURES = re.compile(r"embed|feat|hidden|pool|latent|descriptor", re.IGNORECASE)
-_NAMES_AUXILIARY = re.compile(
-    r"aux|deep_?sup", re.IGNORECASE
-)  # a head beside the classifier, which helps its training alone
+# a head beside the classifier, which helps its training alone
+_NAMES_AUXILIARY = re.compile(r"aux|deep_?sup", re.IGNORECASE)
 # the best first; the others tell nothing
 _NAMES_SCORES = (re.compile(r"logit", re.IGNORECASE), re.compile(r"^outputs?$", re.IGNORECASE))
 _MOST_LISTED = 8
@@ -119,9 +118,9 @@ def _hint(shape: Shape) -> str:
     """Return what to do about an output with the shape of a map, as a sentence; nothing for other shapes."""
     if len(shape) != 4:
         return ""
-    if shape[2:] == (1, 1):  # of a classifier that is a convolution, or of a pooling
-        return " If these are scores, export the network with a Flatten behind them. " + FEATURES_OF_OTHERS
-    return f" {FEATURES_OF_OTHERS}"
+    # of a classifier that is a convolution, or of a pooling
+    flat = " If these are scores, export the network with a Flatten behind them." if shape[2:] == (1, 1) else ""
+    return f"{flat} {FEATURES_OF_OTHERS}"
 
 
 def list_outputs(view: GraphView) -> str:

@@ -46,7 +46,7 @@ def choose_to_ship(report: Report) -> Choice | None:
             continue
         if row.verdict.passed is not False:
             return Choice(point.name, point.path, _describe(point, row))
-        if (other := _float_form(row, rows)) is not None:
+        if (other := _float_baseline(row, rows)) is not None:
             why = f"{_describe(point, row, point.name)}, and in float the same network takes less time still"
             return Choice(other.name, other.identity.artifact, why)
     why = f"{' and '.join(point.name for point in goals)} did not reach what was asked for"
@@ -54,7 +54,7 @@ def choose_to_ship(report: Report) -> Choice | None:
     own = rows.get(dense.name)
     if own is None or own.verdict.passed is not False:
         return Choice(dense.name, dense.path, why, reached=False)
-    if (other := _float_form(own, rows)) is not None:
+    if (other := _float_baseline(own, rows)) is not None:
         return Choice(other.name, other.identity.artifact, f"{why}, and {dense.name} is slower than it", reached=False)
     return Choice(dense.name, dense.path, f"{why}; nor did {dense.name}, which they were to replace", reached=False)
 
@@ -68,7 +68,7 @@ def what_to_ship(report: Report) -> str | None:
     return f"ship {choice.name}, {choice.path}: {choice.why}"
 
 
-def _float_form(row: StageRow, rows: Mapping[str, StageRow]) -> StageRow | None:
+def _float_baseline(row: StageRow, rows: Mapping[str, StageRow]) -> StageRow | None:
     """Return the float baseline of an INT8 artifact that failed for being slower than it, and for nothing else."""
     speed = row.speed.against_float
     if row.speed.ship is None or speed is None:
